@@ -1,0 +1,227 @@
+"""The broker: the directory of a network, and the proxy for its events.
+
+Calls and data never pass it. What it knows is soft: the nodes register again with a broker that was
+restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, ClassVar, assert_never
+
+from labmesh.errors import LabmeshError
+from labmesh.node import Node
+from labmesh.protocol.addresses import Address, parse_bind
+from labmesh.protocol.codec import encode_event, encode_value
+from labmesh.protocol.directory import Changed, Directory, Effect, Probe, Refused, Registered
+from labmesh.protocol.events import Sequencer
+from labmesh.protocol.messages import (
+    DIRECTORY_REQUESTS,
+    Done,
+    GetStatus,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    LastEvents,
+    ListLast,
+    ListNodes,
+    Mark,
+    NodeList,
+    PresenceChange,
+    Request,
+    Status,
+    Welcome,
+)
+from labmesh.protocol.topics import topic
+from labmesh.transport.keys import Security
+from labmesh.transport.link import Link
+from labmesh.transport.proxy import Proxy
+from labmesh.transport.service import Answer, Origin, Service
+
+__all__ = ["DirectoryBroker"]
+
+log = logging.getLogger(__name__)
+
+_PROBE_S = 1.0
+
+
+class DirectoryBroker(Node):
+    """The broker of a network. Each network has one.
+
+    :param rpc_bind: where nodes and clients send their requests.
+    :param xsub_bind: where relays and banks publish.
+    :param xpub_bind: where clients subscribe.
+    :param ttl_seconds: a node that was not heard for so long leaves the directory.
+    :param security: by default what the environment says (``LMH_NETWORK_PASSWORD``).
+    """
+
+    kind: ClassVar[str] = "broker"
+
+    def __init__(
+        self,
+        rpc_bind: str = "tcp://*:5750",
+        xsub_bind: str = "tcp://*:5751",
+        xpub_bind: str = "tcp://*:5752",
+        *,
+        ttl_seconds: float = 30.0,
+        security: Security | None = None,
+    ) -> None:
+        super().__init__("broker", security=security)
+        self._binds = tuple(parse_bind(each) for each in (rpc_bind, xsub_bind, xpub_bind))
+        if ttl_seconds <= 0:
+            raise ValueError(f"ttl_seconds must be more than 0, not {ttl_seconds}")
+        self._ttl_s = ttl_seconds
+
+    @property
+    def rpc(self) -> Address:
+        """The address that the request socket got."""
+        return self._service.address
+
+    @property
+    def xsub(self) -> Address:
+        """The address that the publishers' socket got."""
+        return self._proxy.xsub
+
+    @property
+    def xpub(self) -> Address:
+        """The address that the subscribers' socket got."""
+        return self._proxy.xpub
+
+    async def _open(self) -> None:
+        rpc, xsub, xpub = self._binds
+        self._directory = Directory(ttl_s=self._ttl_s, probe_s=_PROBE_S)
+        self._sequencer = Sequencer(self.node_id, self.epoch)
+        self._directory_moved = asyncio.Event()
+        self._proxy = Proxy(self._sockets, xsub, xpub, epoch=self.epoch)
+        self._service = Service(
+            self._sockets,
+            rpc,
+            role="directory",
+            requests=DIRECTORY_REQUESTS,
+            node_id=self.node_id,
+            kind=self.kind,
+            epoch=self.epoch,
+            handle=self._handle,
+        )
+        self._spawn(self._expire(), "expiry")
+        self._set_ready()
+        log.info("broker: requests at %s, events at %s and %s", self.rpc, self.xsub, self.xpub)
+
+    async def _close(self) -> None:
+        if hasattr(self, "_service"):
+            await self._service.close()
+        if hasattr(self, "_proxy"):
+            self._proxy.close()
+
+    def _handle(self, request: Request, _body: memoryview | None, origin: Origin) -> Answer:
+        now = time.monotonic()
+        match request:
+            case Hello():
+                self._perform(self._directory.hello(request.node, origin, now))
+                return None
+            case Heartbeat():
+                self._perform(self._directory.heartbeat(request.node_id, request.node_epoch, now))
+                return self._welcome(request.id)
+            case Goodbye():
+                self._perform(self._directory.goodbye(request.node_id, request.node_epoch, now))
+                return Done(id=request.id)
+            case ListNodes():
+                self._perform(self._directory.expire(now))
+                return NodeList(
+                    id=request.id, broker_epoch=self.epoch, nodes=self._directory.nodes()
+                )
+            case Mark():
+                self._publish(topic("mark", request.token), "mark", None)
+                return Done(id=request.id)
+            case ListLast():
+                events, more = self._proxy.last(request.prefix, request.after)
+                return LastEvents(id=request.id, events=events, more=more)
+            case GetStatus():
+                return self._status(request.id)
+            case _:
+                raise AssertionError(f"{type(request).__name__} is not for the directory")
+
+    def _welcome(self, request_id: str) -> Welcome:
+        return Welcome(id=request_id, broker_epoch=self.epoch, ttl_s=self._ttl_s)
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Registered(token=Origin() as origin):
+                    self._service.reply(origin, self._welcome(origin.request_id))
+                case Refused(token=Origin() as origin, error=error):
+                    self._service.refuse(origin, error)
+                case Probe():
+                    self._spawn(self._probe(effect), f"probe of {effect.record.node_id}")
+                case Changed(change=change):
+                    self._announce(change)
+                case Registered() | Refused():
+                    raise AssertionError(f"an answer for nobody: {effect}")
+                case _:
+                    assert_never(effect)
+        self._directory_moved.set()
+
+    def _announce(self, change: PresenceChange) -> None:
+        node = change.node
+        log.info("%s %s: %s %s", node.kind, node.node_id, change.change, change.reason)
+        if change.change == "left":
+            self._proxy.forget(node.node_id)
+        self._publish(topic("presence", node.node_id), "presence", change)
+
+    def _publish(self, name: str, kind: str, value: object) -> None:
+        event = self._sequencer.next(name, time=time.time(), kind=kind)
+        self._proxy.publish(name, encode_event(event), encode_value(value))
+
+    async def _probe(self, probe: Probe) -> None:
+        """Ask the owner of an id whether it lives; a port that another one took says no."""
+        record = probe.record
+        endpoint = record.endpoints.get("rpc") or record.endpoints["retrieve"]
+        link = Link(
+            self._sockets, endpoint, where=f"{record.kind} {record.node_id}", target=record.node_id
+        )
+        try:
+            await link.wait_up(_PROBE_S)
+            alive = link.epoch == record.epoch
+        except LabmeshError as exc:
+            log.info("%s does not answer a probe: %s", record.node_id, exc)
+            alive = False
+        finally:
+            link.close()
+        now = time.monotonic()
+        self._perform(self._directory.probe_answered(probe.probe_id, alive, now))
+
+    async def _expire(self) -> None:
+        while True:
+            self._directory_moved.clear()
+            deadline = self._directory.next_deadline()
+            try:
+                async with asyncio.timeout(
+                    None if deadline is None else max(0.0, deadline - time.monotonic())
+                ):
+                    await self._directory_moved.wait()
+            except TimeoutError:
+                self._perform(self._directory.expire(time.monotonic()))
+
+    def _status(self, request_id: str) -> Status:
+        nodes = self._directory.nodes()
+        facts: dict[str, Any] = {
+            "relays": sum(each.kind == "relay" for each in nodes),
+            "banks": sum(each.kind == "bank" for each in nodes),
+            "events_forwarded": self._proxy.forwarded,
+            "events_dropped": self._proxy.dropped,
+            "connections_refused": self._sockets.refused,
+            "security": self._sockets.security.mode,
+            "insecure": self._sockets.security.insecure,
+            "xsub_port": self.xsub.port,
+            "xpub_port": self.xpub.port,
+        }
+        return Status(
+            id=request_id,
+            node_id=self.node_id,
+            kind="broker",
+            epoch=self.epoch,
+            uptime_s=self.uptime_s,
+            facts=facts,
+        )

@@ -1,0 +1,394 @@
+"""The client: finds relays and banks through the broker, calls, listens, downloads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar, Self, TypeVar
+
+from labmesh.content import Content
+from labmesh.errors import AuthenticationError, LabmeshError, LinkLost, NotFound, NotSent
+from labmesh.feed import EventFeed, Reading
+from labmesh.listening import Subscription
+from labmesh.node import Node
+from labmesh.protocol.addresses import Address, parse_connect
+from labmesh.protocol.codec import Buffer
+from labmesh.protocol.ids import did_you_mean
+from labmesh.protocol.messages import (
+    DatasetRecord,
+    GetStatus,
+    ListNodes,
+    NodeList,
+    NodeRecord,
+    PresenceChange,
+    Reply,
+    Request,
+    Status,
+)
+from labmesh.remote import BankClient, RelayClient
+from labmesh.transfer import UploadSettings, upload
+from labmesh.transport.keys import Security
+from labmesh.transport.link import Link
+
+__all__ = ["BankClient", "DirectorClientAgent", "RelayClient"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Reply)
+C = TypeVar("C", bound="RelayClient")
+
+_REQUEST_S = 5.0
+#: A node that cannot be reached for so long is given up by a request.
+_REACH_S = 4.0
+_FETCH_S = 10.0
+_WAITING_LOG_S = 5.0
+_POLL_S = 0.25
+
+
+class DirectorClientAgent(Node):
+    """A client of the mesh.
+
+    Every coroutine may be awaited from any loop and thread; callbacks run on the loop that called
+    :meth:`connect`.
+
+    :param broker_address: the host that ``BROKER`` stands for in the other two addresses.
+    :param broker_rpc: the broker's request address.
+    :param broker_xpub: the broker's event address; None: the broker tells its port.
+    :param local_address: accepted for symmetry with the other nodes; a client binds nothing.
+    :param call_limit: seconds that a call without a timeout may last at most.
+    :param security: by default what the environment says (``LMH_NETWORK_PASSWORD``).
+    """
+
+    kind: ClassVar[str] = "client"
+
+    def __init__(
+        self,
+        broker_address: str = "127.0.0.1",
+        broker_rpc: str = "tcp://BROKER:5750",
+        broker_xpub: str | None = None,
+        local_address: str | None = None,
+        *,
+        call_limit: float = 600.0,
+        security: Security | None = None,
+    ) -> None:
+        super().__init__(
+            f"client-{os.getpid()}-{os.urandom(4).hex()}",
+            security=security,
+        )
+        self.broker_rpc = str(parse_connect(broker_rpc, broker_address))
+        self.broker_xpub = broker_xpub and str(parse_connect(broker_xpub, broker_address))
+        self.local_address = local_address
+        if call_limit <= 0:
+            raise ValueError(f"call_limit must be more than 0 seconds, not {call_limit}")
+        self.call_limit = call_limit
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._links: dict[str, Link] = {}
+        self._records: dict[str, NodeRecord] = {}
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────
+
+    async def connect(self, timeout: float = 30.0) -> Self:
+        """Connect to the broker, waiting up to ``timeout`` seconds for it.
+
+        :raises AuthenticationError: the broker does not accept this client (within 2 s).
+        :raises ConnectionError: nobody answered; the text says where, and what to try.
+        """
+        await self.start()
+        try:
+            await self._wait_for_broker(timeout)
+            await self._begin_feed()
+        except BaseException:
+            await self.stop()
+            raise
+        self._set_ready()
+        return self
+
+    async def close(self) -> None:
+        """End every subscription and connection; twice is fine."""
+        await self.at_home(self.stop())
+
+    async def __aenter__(self) -> Self:
+        return await self.connect()
+
+    async def serve(self) -> None:
+        """Stay connected until cancelled or closed; callbacks go on meanwhile."""
+        if not self._is_ready.is_set():
+            await self.connect()
+        await self._ended_or_failed()
+
+    async def _open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._broker = Link(self._sockets, self.broker_rpc, where="the broker")
+
+    async def _close(self) -> None:
+        if hasattr(self, "_feed"):
+            await self._feed.close()
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        if hasattr(self, "_broker"):
+            self._broker.close()
+
+    async def _wait_for_broker(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                await self._broker.wait_up(max(0.0, min(left_s, _WAITING_LOG_S)))
+                return
+            except AuthenticationError:
+                raise
+            except LinkLost as exc:
+                if left_s <= _WAITING_LOG_S:
+                    raise LinkLost(
+                        f"no broker after {timeout:g} s: {exc} Start one with 'labmesh broker', or "
+                        "give another address (LMH_BROKER, labmesh.toml)",
+                        tried=self.broker_rpc,
+                    ) from exc
+                log.warning("still waiting for the broker: %s", exc)
+
+    async def _begin_feed(self) -> None:
+        self._feed = EventFeed(
+            self._sockets,
+            self.broker_xpub or await self._ask_event_address(),
+            self._broker,
+            self.node_id,
+            self._spawn,
+        )
+        self._feed.watch_presence(self._presence_changed)
+        await self._feed.begin()
+
+    async def _ask_event_address(self) -> str:
+        status = await self._broker.request(GetStatus(id="-"), Status, timeout=_REQUEST_S)
+        port = status.facts.get("xpub_port")
+        if not isinstance(port, int):
+            raise LinkLost(
+                f"{status.node_id} at {self.broker_rpc} does not tell its event port: is this the "
+                "broker? Give broker_xpub"
+            )
+        return str(Address(parse_connect(self.broker_rpc).host, port))
+
+    async def at_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the loop that connected, wherever the caller is."""
+        home = self._loop
+        if home is None:
+            work.close()
+            raise NotSent("this client is not connected: await client.connect() first")
+        if home is asyncio.get_running_loop():
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home))
+
+    # ── directory ───────────────────────────────────────────────────────────────────────────────
+
+    async def list_nodes(self) -> list[NodeRecord]:
+        """Everybody who is registered, sorted by kind and id."""
+        return await self.at_home(self._list_nodes())
+
+    async def list_relay_ids(self) -> list[dict[str, Any]]:
+        """The relays: ``relay_id``, ``rpc_endpoint``, ``state``, ``title``, ``host``, ``pid``."""
+        return [
+            {"relay_id": each.node_id, "rpc_endpoint": each.endpoints["rpc"], **_about(each)}
+            for each in await self.list_nodes()
+            if each.kind == "relay"
+        ]
+
+    async def list_banks(self) -> list[dict[str, Any]]:
+        """The banks: ``bank_id``, ``ingest``, ``retrieve``, and as for relays."""
+        return [
+            {
+                "bank_id": each.node_id,
+                "ingest": each.endpoints["ingest"],
+                "retrieve": each.endpoints["retrieve"],
+                **_about(each),
+            }
+            for each in await self.list_nodes()
+            if each.kind == "bank"
+        ]
+
+    async def get_relay_agent(
+        self,
+        relay_id: str,
+        cls: type[C] | None = None,
+        *,
+        wait: float = 8.0,
+    ) -> C:
+        """A proxy of a relay: ``cls``, or :class:`RelayClient`.
+
+        :param wait: seconds to wait, from the directory's first answer, for a relay that is not
+            there yet.
+        :raises LookupError: no such relay; the text names the closest ids.
+        """
+        record = await self.at_home(self._find("relay", relay_id, wait))
+        return (cls or RelayClient)(self, record.node_id)  # type: ignore[return-value]
+
+    async def get_databank_agent(
+        self, bank_id: str | None = None, *, wait: float = 8.0
+    ) -> BankClient:
+        """A proxy of a bank; None: the first one.
+
+        :raises LookupError: no such bank; the text names the closest ids.
+        """
+        record = await self.at_home(self._find("bank", bank_id, wait))
+        return BankClient(self, record.node_id)
+
+    async def broker_status(self) -> Status:
+        """What the broker is doing."""
+        return await self.at_home(
+            self._broker.request(GetStatus(id="-"), Status, timeout=_REQUEST_S)
+        )
+
+    async def _list_nodes(self) -> list[NodeRecord]:
+        answer = await self._broker.request(ListNodes(id="-"), NodeList, timeout=_REQUEST_S)
+        self._records = {each.node_id: each for each in answer.nodes}
+        return answer.nodes
+
+    async def _find(self, kind: str, node_id: str | None, wait: float) -> NodeRecord:
+        nodes = await self._list_nodes()
+        deadline = time.monotonic() + wait
+        while True:
+            for each in nodes:
+                if each.kind == kind and node_id in (None, each.node_id):
+                    return each
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise _nobody(kind, node_id, nodes, wait)
+            await self._feed.presence_or(min(left_s, _POLL_S))
+            nodes = await self._list_nodes()
+
+    def _presence_changed(self, change: PresenceChange) -> None:
+        node_id = change.node.node_id
+        if change.change == "left":
+            self._records.pop(node_id, None)
+        else:
+            self._records[node_id] = change.node
+
+    # ── requests to nodes ───────────────────────────────────────────────────────────────────────
+
+    async def link_to(self, node_id: str, endpoint: str = "rpc") -> Link:
+        """The link to a node that the directory knows, up or about to be."""
+        key = f"{node_id} {endpoint}"
+        link = self._links.get(key)
+        if link is not None and link.up:
+            return link
+        record = self._records.get(node_id)
+        if record is None or link is not None:
+            record = await self._look_up(node_id)
+        if record is None:
+            if link is not None and not self._broker.up:
+                return link
+            raise NotSent(
+                f"{node_id} is not on the mesh (any more): it was not called; "
+                "see 'labmesh ls' for who is"
+            )
+        address = record.endpoints[endpoint]
+        link = self._links.get(key)  # another task may have made it meanwhile
+        if link is not None and (link.endpoint != address or isinstance(link.trouble, NotFound)):
+            link.close()
+            link = None
+        if link is None:
+            link = Link(
+                self._sockets, address, where=f"{record.kind} {node_id}", target=record.node_id
+            )
+            self._links[key] = link
+        return link
+
+    async def request(
+        self,
+        node_id: str,
+        request: Request,
+        reply: type[R],
+        *,
+        timeout: float = _REQUEST_S,
+        endpoint: str = "rpc",
+        body: Buffer | None = None,
+    ) -> tuple[R, memoryview | None]:
+        """One request to a relay or bank; on the loop that connected."""
+        deadline = time.monotonic() + timeout
+        link = await self.link_to(node_id, endpoint)
+        if not link.up:
+            await link.wait_up(min(_REACH_S, timeout))
+        left_s = max(0.0, deadline - time.monotonic())
+        return await link.request_body(request, reply, timeout=left_s, body=body)
+
+    async def upload_to(
+        self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any
+    ) -> DatasetRecord:
+        """Upload to a bank of the directory; on the loop that connected."""
+        record = self._records.get(bank_id) or await self._look_up(bank_id)
+        if record is None:
+            raise NotSent(f"{bank_id} is not on the mesh (any more); nothing was uploaded")
+        endpoint = record.endpoints["ingest"]
+        return await upload(self._sockets, endpoint, content, settings=settings, **details)
+
+    async def _look_up(self, node_id: str) -> NodeRecord | None:
+        try:
+            await self._list_nodes()
+        except LabmeshError as exc:
+            log.debug("cannot ask the directory for %s: %s", node_id, exc)
+        return self._records.get(node_id)
+
+    # ── events ──────────────────────────────────────────────────────────────────────────────────
+
+    def on_state(self, callback: Callable[[str, Any], object]) -> Subscription:
+        """Call ``callback(relay_id, state)`` for each state, at first with the last known ones.
+
+        Plain and async functions; each has a queue of its own. Cancel what is returned to end it.
+        """
+        return self._feed.on_state(callback)
+
+    def on_reading(self, callback: Callable[[Reading], object]) -> Subscription:
+        """Like :meth:`on_state`, with the time, sequence and gaps: ``callback(reading)``."""
+        return self._feed.on_reading(callback)
+
+    def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
+        """Call ``callback(record)`` for each dataset that a bank has stored.
+
+        The record has ``dataset_id``, ``bank_id``, ``relay_id``, ``size`` (bytes), ``sha256``,
+        ``name``, ``kind``, ``created`` (POSIX seconds), ``meta``.
+        """
+        return self._feed.on_dataset(callback)
+
+    def on_presence(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
+        """Call ``callback(change)`` when a node joins, falls silent, comes back or leaves.
+
+        The change has ``node_id``, ``kind``, ``change`` (``joined``, ``suspect``, ``back``,
+        ``left``), ``reason`` and the node's ``endpoints``, ``title``, ``host``, ``pid``.
+        """
+        return self._feed.on_presence(callback)
+
+    def on_event(self, callback: Callable[[str, str, Any], object]) -> Subscription:
+        """Call ``callback(relay_id, kind, value)`` for a relay's other events.
+
+        ``state_error``: its driver's ``poll()`` failed. ``alive``: a driver without ``poll()``.
+        """
+        return self._feed.on_event(callback)
+
+
+def _about(record: NodeRecord) -> dict[str, Any]:
+    return {
+        "state": record.state,
+        "title": record.title,
+        "host": record.host,
+        "pid": record.pid,
+        "epoch": record.epoch,
+        "software": record.software,
+    }
+
+
+def _nobody(kind: str, node_id: str | None, nodes: list[NodeRecord], wait: float) -> NotFound:
+    known = [each.node_id for each in nodes if each.kind == kind]
+    if node_id is None:
+        return NotFound(
+            f"no {kind} registered within {wait:g} s; the broker is fine: start one with "
+            f"'labmesh {kind}'"
+        )
+    there = ", ".join(known) or "none"
+    return NotFound(
+        f"no {kind} {node_id!r} registered within {wait:g} s{did_you_mean(node_id, known)} The "
+        f"broker is fine; it lists these: {there}",
+        known=known,
+    )

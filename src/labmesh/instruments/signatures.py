@@ -1,0 +1,202 @@
+"""What one method takes: do these arguments fit, and if not, what is wrong with them?
+
+:meth:`inspect.Signature.bind` answers the same question in 5 to 10 µs and builds an object on the
+way; a call needs only yes or no, so the signature is read once into numbers and a dictionary.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from inspect import Parameter, Signature
+from typing import Any
+
+__all__ = ["Parameters", "shortened"]
+
+#: Further than any position: the place of a parameter that only a keyword can fill.
+_NO_POSITION = sys.maxsize
+#: Keywords that would reach the receiver of a bound method instead of its ``**`` parameter.
+_RECEIVERS = frozenset({"self", "cls"})
+_SIGNATURE_CHARS = 4096
+_DEFAULT_CHARS = 60
+_SCALARS = (type(None), bool, int, float, complex, str, bytes)
+
+
+def shortened(text: str, limit_chars: int = 64) -> str:
+    """``text``, or its beginning and an ellipsis: for names that came from outside."""
+    return text if len(text) <= limit_chars else f"{text[: limit_chars - 1]}…"
+
+
+class Parameters:
+    """The parameters of one bound method.
+
+    :param signature: without the receiver. None: the method has none that Python can read (many
+        methods written in C); then all arguments fit, apart from keywords that are never taken.
+    """
+
+    __slots__ = (
+        "_all_names",
+        "_open",
+        "_positional_only",
+        "_positions",
+        "_required",
+        "fewest",
+        "most",
+        "text",
+    )
+
+    def __init__(self, signature: Signature | None) -> None:
+        #: for people: ``(value: float, *, slew: float = 1.0) -> None``
+        self.text = "(...)" if signature is None else _render(signature)
+        self._all_names: list[str] = []
+        self._open = signature is None
+        #: keyword → position that it fills, so that no parameter is given twice
+        self._positions: dict[str, int] = {}
+        self._positional_only: list[str] = []
+        required: list[tuple[str, int]] = []
+        fewest = most = 0
+        for parameter in signature.parameters.values() if signature else ():
+            is_required = parameter.default is Parameter.empty
+            self._all_names.append(parameter.name)
+            match parameter.kind:
+                case Parameter.VAR_POSITIONAL:
+                    most = _NO_POSITION
+                case Parameter.VAR_KEYWORD:
+                    self._open = True
+                case Parameter.KEYWORD_ONLY:
+                    self._take_keyword(parameter.name, _NO_POSITION)
+                    if is_required:
+                        required.append((parameter.name, _NO_POSITION))
+                case kind:
+                    if kind is Parameter.POSITIONAL_ONLY:
+                        # A name that no keyword can equal: only a position fills it.
+                        self._positional_only += [parameter.name] * is_required
+                    else:
+                        self._take_keyword(parameter.name, most)
+                        if is_required:
+                            required.append((parameter.name, most))
+                    fewest += is_required
+                    most += 1
+        self._required = tuple(required)
+        needs_keyword = any(position == _NO_POSITION for _, position in required)
+        #: how many positional arguments fit when there is no keyword
+        self.fewest = _NO_POSITION if needs_keyword else fewest
+        self.most = _NO_POSITION if signature is None else most
+
+    def _take_keyword(self, name: str, position: int) -> None:
+        if _is_allowed_keyword(name):
+            self._positions[name] = position
+
+    def fit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Can the method be called like this? Only names and numbers count, never types."""
+        count = len(args)
+        if not kwargs:
+            return self.fewest <= count <= self.most
+        if count > self.most or count < len(self._positional_only):
+            return False
+        positions = self._positions
+        for key in kwargs:
+            position = positions.get(key)
+            if position is None:
+                if not (self._open and _is_free_keyword(key)):
+                    return False
+            elif position < count:
+                return False
+        return all(position < count or name in kwargs for name, position in self._required)
+
+    def complaint(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
+        """The first thing that is wrong with arguments that do not fit: (parameter, sentence)."""
+        count = len(args)
+        for key in kwargs:
+            if key not in self._positions and not (self._open and _is_free_keyword(key)):
+                return shortened(str(key)), self._unknown_keyword(key)
+            if self._positions.get(key, _NO_POSITION) < count:
+                return key, f"'{key}' is given twice, by position and by name"
+        if count > self.most:
+            return "", f"{count} positional arguments were given, and it takes at most {self.most}"
+        missing = [
+            *self._positional_only[count:],
+            *(
+                name
+                for name, position in self._required
+                if position >= count and name not in kwargs
+            ),
+        ]
+        return missing[0], f"{' and '.join(map(repr, missing))} must be given"
+
+    def _unknown_keyword(self, key: str) -> str:
+        shown = shortened(str(key))
+        if key in self._all_names and _is_allowed_keyword(key):
+            return f"{shown!r} cannot be given by name"
+        close = get_close_matches(shown, self._positions, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return f"it has no parameter {shown!r}{hint}"
+
+
+def _is_allowed_keyword(key: str) -> bool:
+    return key != "self" and not key.startswith("__")
+
+
+def _is_free_keyword(key: object) -> bool:
+    """May a ``**`` parameter take it?"""
+    return (
+        isinstance(key, str)
+        and key.isidentifier()
+        and key not in _RECEIVERS
+        and _is_allowed_keyword(key)
+    )
+
+
+class _Verbatim:
+    """Shows as its text inside a rendered signature."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _render(signature: Signature) -> str:
+    """The signature as a person would write it, whatever its annotations and defaults are."""
+    try:
+        parameters = [_readable(each) for each in signature.parameters.values()]
+        returned = _annotation(signature.return_annotation)
+        text = str(signature.replace(parameters=parameters, return_annotation=returned))
+    except Exception:
+        # Annotations and defaults are objects of the driver's author; their repr may do anything.
+        return "(...)"
+    return text if len(text) <= _SIGNATURE_CHARS else "(...)"
+
+
+def _readable(parameter: Parameter) -> Parameter:
+    default = parameter.default
+    return parameter.replace(
+        annotation=_annotation(parameter.annotation),
+        default=default if default is Parameter.empty else _Verbatim(_default_text(default)),
+    )
+
+
+def _annotation(annotation: Any) -> Any:
+    """Annotations that are text (``from __future__ import annotations``) lose their quotes."""
+    return _Verbatim(annotation) if isinstance(annotation, str) else annotation
+
+
+def _default_text(value: object) -> str:
+    """A default, or ``...`` where its repr could be long or do more than print."""
+    kind = type(value)
+    if isinstance(value, enum.Enum):
+        return f"{kind.__name__}.{value.name}"
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return value.__name__
+    if kind in (tuple, list, set, frozenset):
+        plain = all(type(each) in _SCALARS for each in value)  # type: ignore[attr-defined]
+    elif kind is dict:
+        plain = value == {}
+    else:
+        plain = kind in _SCALARS
+    text = repr(value) if plain else "..."
+    return text if len(text) <= _DEFAULT_CHARS else "..."

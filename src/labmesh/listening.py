@@ -1,0 +1,110 @@
+"""Users' callbacks: each has a queue and a task of its own, so that none harms another."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from labmesh.protocol.inbox import Inbox
+
+__all__ = ["Subscription"]
+
+log = logging.getLogger(__name__)
+
+_QUEUE = 1000
+_BLOCKING_S = 0.1
+
+
+class Subscription:
+    """One callback, called for each item in order, on the loop that made this.
+
+    A plain function is called; a coroutine function is awaited before the next item. A task that a
+    plain function returns is kept until it ends. What any of them raises is logged. When it is
+    slow, its queue keeps only the newest of each state (:attr:`conflated` counts the others).
+
+    :meth:`cancel` ends it.
+    """
+
+    def __init__(self, callback: Callable[..., object], what: str) -> None:
+        self._callback = callback
+        self.name = f"{what} callback {getattr(callback, '__qualname__', repr(callback))}"
+        self._inbox: Inbox[tuple[Any, ...]] = Inbox(_QUEUE)
+        self._arrived = asyncio.Event()
+        self._returned: set[asyncio.Future[Any]] = set()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=self.name)
+
+    def __repr__(self) -> str:
+        return f"<Subscription {self.name}: {'ended' if self.ended else 'active'}>"
+
+    @property
+    def ended(self) -> bool:
+        """No more calls will come."""
+        return self._task.done()
+
+    @property
+    def conflated(self) -> int:
+        """States that were skipped because a newer one had arrived."""
+        return self._inbox.conflated
+
+    @property
+    def lost(self) -> int:
+        """Other items that found no room."""
+        return self._inbox.lost
+
+    def put(self, *arguments: Any, key: str | None = None) -> None:
+        """Have the callback called with these arguments."""
+        lost = self._inbox.lost
+        self._inbox.put(arguments, key=key)
+        if self._inbox.lost > lost:
+            log.warning("%s is too slow: %d items lost", self.name, self._inbox.lost)
+        self._arrived.set()
+
+    def cancel(self) -> None:
+        """No more calls; what it is doing is cancelled."""
+        for each in (self._task, *self._returned):
+            each.cancel()
+
+    async def closed(self) -> None:
+        """Wait until a cancelled subscription has ended."""
+        await asyncio.gather(self._task, *self._returned, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while len(self._inbox):
+                await self._call(self._inbox.pop())
+
+    async def _call(self, arguments: tuple[Any, ...]) -> None:
+        try:
+            began = time.monotonic()
+            returned = self._callback(*arguments)
+            lasted_s = time.monotonic() - began
+            if lasted_s > _BLOCKING_S:
+                log.warning("%s blocked its loop for %.1f s", self.name, lasted_s)
+            if isinstance(returned, asyncio.Future):
+                self._keep(returned)
+            elif inspect.isawaitable(returned):
+                await returned
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            log.warning("%s: something that it awaited was cancelled", self.name)
+        except Exception:
+            # Whatever a user's callback raises: its author is told, the next item comes.
+            log.exception("%s raised", self.name)
+        await asyncio.sleep(0)
+
+    def _keep(self, task: asyncio.Future[Any]) -> None:
+        self._returned.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        self._returned.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s: the task that it returned failed", self.name, exc_info=error)

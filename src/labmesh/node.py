@@ -1,0 +1,236 @@
+"""One lifecycle for every node: its context, its tasks, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, ClassVar, Self
+
+from labmesh.protocol.ids import check_id
+from labmesh.transport.keys import Security
+from labmesh.transport.sockets import Sockets
+
+__all__ = ["Node"]
+
+log = logging.getLogger(__name__)
+
+#: A node that is asked to stop finishes or refuses what is in flight within this time.
+STOP_S = 5.0
+
+
+class _Ready(Awaitable[None]):
+    """``await node.ready``, as often as one likes."""
+
+    def __init__(self, wait: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._wait = wait
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._wait().__await__()
+
+
+class Node:
+    """A node of the mesh.
+
+    Made outside or inside an event loop; it belongs to the loop that starts it. Use it as an async
+    context manager, or hold it open with :meth:`serve`. After its end it can be started again; that
+    is another incarnation.
+
+    :param node_id: its id on the network.
+    :param security: how its sockets are secured; by default what the environment says.
+    """
+
+    kind: ClassVar[str] = "node"
+
+    def __init__(self, node_id: str, *, security: Security | None = None) -> None:
+        self.node_id = check_id(node_id, f"{self.kind} id")
+        #: this incarnation; another one after each start
+        self.epoch = _new_epoch()
+        self._security = security
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._started_at: float | None = None
+        self._stopping: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+        self._terminated = False
+        self._is_ready = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    # ── what users call ─────────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        """Open the node's sockets and begin its work. What fails leaves nothing open.
+
+        :raises Conflict: a port is taken.
+        :raises ConfigError: an address or the security settings cannot be used.
+        """
+        self._begin()
+        security = self._security or Security.resolve()
+        self._sockets = Sockets(security, self.node_id)
+        try:
+            await self._open()
+        except BaseException as exc:
+            self._failure = exc
+            await self.stop()
+            raise
+        log.info("%s %s is up (%s)", self.kind, self.node_id, security.mode)
+
+    async def stop(self) -> None:
+        """End gracefully, within about 5 s: say goodbye, end tasks, then sockets. Twice is fine."""
+        if self._started_at is None:
+            return
+        if self._stopping is not None:
+            await asyncio.shield(self._stopping)
+            return
+        self._stopping = asyncio.get_running_loop().create_future()
+        try:
+            try:
+                async with asyncio.timeout(STOP_S):
+                    await self._leave()
+            except TimeoutError:
+                log.warning("%s %s did not leave in time", self.kind, self.node_id)
+            await self._end_tasks()
+        finally:
+            await self._close()
+            self._sockets.close_all()
+            self._stopping.set_result(None)
+            self._ended.set()
+            self._is_ready.set()
+            log.info("%s %s has stopped", self.kind, self.node_id)
+
+    async def serve(self) -> None:
+        """Start, and work until stopped or cancelled.
+
+        SIGTERM ends it gracefully and then raises ``SystemExit(0)``, when this runs in the main
+        thread and nobody else handles that signal.
+
+        :raises Conflict: the id or a port is taken by another live node.
+        :raises AuthenticationError: the broker does not accept this node.
+        """
+        async with self:
+            restore = self._listen_for_sigterm()
+            try:
+                await self._ended_or_failed()
+            finally:
+                restore()
+        if self._terminated:
+            raise SystemExit(0)
+
+    async def run(self) -> None:
+        """The same as :meth:`serve`."""
+        await self.serve()
+
+    @property
+    def ready(self) -> Awaitable[None]:
+        """Awaitable: the node can be found and used. Raises what made it fail."""
+        return _Ready(self._wait_ready)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    def __repr__(self) -> str:
+        if self._started_at is None:
+            state = "not started"
+        elif self._stopping is not None:
+            state = "stopped"
+        else:
+            state = "up"
+        return f"<{type(self).__name__} {self.node_id}: {state}>"
+
+    # ── what the kinds of node fill in ──────────────────────────────────────────────────────────
+
+    async def _open(self) -> None:
+        """Bind sockets, start tasks."""
+        raise NotImplementedError
+
+    async def _leave(self) -> None:
+        """Take nothing new, finish what is in flight, say goodbye."""
+
+    async def _close(self) -> None:
+        """Close channels and threads; called once, whatever happened before."""
+
+    # ── for the kinds of node ───────────────────────────────────────────────────────────────────
+
+    @property
+    def uptime_s(self) -> float:
+        """Seconds since start."""
+        return 0.0 if self._started_at is None else time.monotonic() - self._started_at
+
+    def _begin(self) -> None:
+        if self._started_at is not None:
+            if not (self._stopping is not None and self._stopping.done()):
+                raise RuntimeError(f"{self!r} is running already")
+            self.epoch = _new_epoch()
+        self._started_at = time.monotonic()
+        self._stopping = self._failure = None
+        self._terminated = False
+        self._is_ready = asyncio.Event()
+        self._ended = asyncio.Event()
+
+    def _set_ready(self) -> None:
+        self._is_ready.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """A task that this node owns. If it fails, the node fails."""
+        task = asyncio.get_running_loop().create_task(work, name=f"{self.node_id}: {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._fail(failure)
+
+    def _fail(self, failure: BaseException) -> None:
+        """The node cannot go on: ``serve()`` and ``ready`` raise this."""
+        if self._failure is None:
+            self._failure = failure
+            log.error("%s %s failed: %s", self.kind, self.node_id, failure)
+        self._is_ready.set()
+        self._ended.set()
+
+    async def _end_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _wait_ready(self) -> None:
+        await self._is_ready.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _ended_or_failed(self) -> None:
+        await self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _listen_for_sigterm(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if (
+            threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        ):
+            return lambda: None
+        try:
+            loop.add_signal_handler(signal.SIGTERM, self._terminate)
+        except NotImplementedError:  # Windows has no such signal
+            return lambda: None
+        return lambda: loop.remove_signal_handler(signal.SIGTERM)
+
+    def _terminate(self) -> None:
+        log.info("%s %s: SIGTERM, stopping", self.kind, self.node_id)
+        self._terminated = True
+        self._ended.set()
+
+
+def _new_epoch() -> str:
+    return f"{time.time_ns():x}.{os.urandom(4).hex()}"

@@ -1,0 +1,1 @@
+"""What labmesh decides: pure classes without input or output, clock or randomness."""

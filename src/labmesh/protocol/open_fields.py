@@ -1,0 +1,102 @@
+"""Which fields of a message hold users' values, found once from its type.
+
+The codec rewrites only these; a message without any passes untouched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from labmesh.errors import ProtocolError
+from labmesh.protocol.values import checked_int
+
+__all__ = ["Walk", "rewritten"]
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+class Walk(Protocol):
+    """One way through a message's values: lower, check or restore them."""
+
+    def any(self, value: Any) -> Any: ...
+
+    def items(self, value: list[Any]) -> Any: ...
+
+    def fields(self, value: dict[str, Any]) -> Any: ...
+
+
+Rewrite = Callable[[Any, Walk], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenField:
+    name: str
+    rewrite: Rewrite
+
+
+def rewritten(struct: S, walk: Walk) -> S:
+    """The same struct with its users' values rewritten; itself when nothing changed.
+
+    Also refuses control numbers that one of the encodings cannot carry: NaN and infinities, which
+    compare as nobody expects, and integers of more than 64 bits.
+    """
+    changed = {}
+    for field in _open_fields(type(struct)):
+        value = getattr(struct, field.name)
+        new = field.rewrite(value, walk)
+        if new is not value:
+            changed[field.name] = new
+    return msgspec.structs.replace(struct, **changed) if changed else struct
+
+
+@cache
+def _open_fields(kind: type[msgspec.Struct]) -> tuple[_OpenField, ...]:
+    declared = inspect.type_info(kind)
+    assert isinstance(declared, inspect.StructType)
+    rewrites = ((field.name, _rewrite(field.type)) for field in declared.fields)
+    return tuple(_OpenField(name, rewrite) for name, rewrite in rewrites if rewrite is not None)
+
+
+def _rewrite(declared: inspect.Type) -> Rewrite | None:
+    match declared:
+        case inspect.AnyType():
+            return lambda value, walk: walk.any(value)
+        case inspect.ListType(item_type=inspect.AnyType()):
+            return lambda value, walk: walk.items(value)
+        case inspect.DictType(value_type=inspect.AnyType()):
+            return lambda value, walk: walk.fields(value)
+        case inspect.ListType(item_type=inspect.StructType()):
+            return _each_rewritten
+        case inspect.StructType():
+            return rewritten
+        case inspect.FloatType() | inspect.IntType(le=None):
+            return _checked_number
+        case inspect.UnionType(types=types) if any(
+            isinstance(each, inspect.FloatType) for each in types
+        ):
+            return _checked_number
+    return None
+
+
+def _each_rewritten(structs: list[Any], walk: Walk) -> list[Any]:
+    new = [rewritten(each, walk) for each in structs]
+    return structs if all(map(_same, new, structs)) else new
+
+
+def _same(new: object, old: object) -> bool:
+    return new is old
+
+
+def _checked_number(value: Any, walk: Walk) -> Any:
+    if type(value) is int:
+        return checked_int(value)
+    if value is not None and not math.isfinite(value):
+        raise ProtocolError("a field of a message must be a finite number")
+    return value

@@ -1,0 +1,250 @@
+"""Relays and banks as a client sees them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from labmesh.content import Content, FileSink, MemorySink, Sink
+from labmesh.instruments.exposure import call_arguments
+from labmesh.protocol.ids import check_id
+from labmesh.protocol.messages import (
+    Call,
+    Committed,
+    DatasetId,
+    DatasetPage,
+    DatasetRecord,
+    Describe,
+    Description,
+    Fetch,
+    Fetched,
+    GetDataset,
+    GetStatus,
+    ListDatasets,
+    Reply,
+    Request,
+    Result,
+    Status,
+)
+from labmesh.transfer import Progress, UploadSettings, download
+
+__all__ = ["BankClient", "RelayClient"]
+
+T = TypeVar("T")
+R = TypeVar("R", bound=Reply)
+
+_REQUEST_S = 5.0
+_FETCH_S = 10.0
+_UPLOAD = UploadSettings()
+
+
+class Home(Protocol):
+    """What a proxy needs of its client."""
+
+    call_limit: float
+
+    async def at_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the client's loop."""
+
+    async def request(
+        self,
+        node_id: str,
+        request: Request,
+        reply: type[R],
+        *,
+        timeout: float = _REQUEST_S,
+        endpoint: str = "rpc",
+    ) -> tuple[R, memoryview | None]:
+        """One request to a node."""
+
+    async def upload_to(
+        self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any
+    ) -> DatasetRecord:
+        """Upload to a bank."""
+
+
+class RelayClient:
+    """A relay's driver, seen from here. ``await relay.set_voltage(2.5)`` calls its method.
+
+    Subclass it to give methods types: ``await client.get_relay_agent("Inst-0", PSUClient)``.
+    """
+
+    def __init__(self, client: Home, relay_id: str) -> None:
+        self._client = client
+        self.relay_id = relay_id
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.relay_id}>"
+
+    async def call(self, method: str, params: Any = None, timeout: float | None = None) -> Any:
+        """Call a driver's method.
+
+        :param params: a dict is keywords, a list or tuple is positional arguments, anything else
+            (also ``False``, ``0``, ``""``) is one argument; None: no arguments.
+        :param timeout: a hard deadline, seconds. Without it the call lasts as long as the relay
+            shows that it runs (up to the client's ``call_limit``) and ends 4 s after its last sign.
+        :raises DriverError: the method raised; the error also inherits the builtin that it raised.
+        :raises TimeoutError: no result by the deadline: ``Expired`` (it did not run and will not)
+            or ``OutcomeUnknown``.
+        :raises ConnectionError: the relay cannot be reached (``NotSent``), or the link broke.
+        """
+        args, kwargs = call_arguments(params)
+        return await self.invoke(method, args, kwargs, timeout=timeout)
+
+    async def invoke(
+        self,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout: float | None = None,
+    ) -> Any:
+        """:meth:`call` with positional and keyword arguments as they are."""
+        request = Call(id="-", method=method, args=list(args), kwargs=dict(kwargs))
+        limit_s = self._client.call_limit if timeout is None else timeout
+        result, _ = await self._client.at_home(
+            self._client.request(self.relay_id, request, Result, timeout=limit_s)
+        )
+        return result.value
+
+    async def describe(self) -> Description:
+        """The driver's class, docstring and methods."""
+        description, _ = await self._client.at_home(
+            self._client.request(self.relay_id, Describe(id="-"), Description)
+        )
+        return description
+
+    async def status(self) -> Status:
+        """What the relay and its driver are doing; answered also while the driver blocks."""
+        status, _ = await self._client.at_home(
+            self._client.request(self.relay_id, GetStatus(id="-"), Status)
+        )
+        return status
+
+    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        async def method(*args: Any, **kwargs: Any) -> Any:
+            return await self.invoke(name, list(args), kwargs)
+
+        method.__name__ = method.__qualname__ = name
+        return method
+
+
+class BankClient:
+    """A bank, seen from here."""
+
+    def __init__(self, client: Home, bank_id: str) -> None:
+        self._client = client
+        self.bank_id = bank_id
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.bank_id}>"
+
+    async def list(
+        self, *, after: int = 0, limit: int = 100, newest_first: bool = False
+    ) -> list[DatasetRecord]:
+        """At most ``limit`` (1 to 1000) records, in the order of their commits.
+
+        :param after: the ``sequence`` of the record to go on from.
+        """
+        request = ListDatasets(id="-", after=after, limit=limit, newest_first=newest_first)
+        page, _ = await self._ask(request, DatasetPage)
+        return page.records
+
+    async def show(self, dataset_id: str) -> DatasetRecord:
+        """The record of one dataset.
+
+        :raises LookupError: this bank does not have it.
+        """
+        dataset = DatasetId(check_id(dataset_id, "dataset id"))
+        answer, _ = await self._ask(GetDataset(id="-", dataset_id=dataset), Committed)
+        return answer.record
+
+    async def download(
+        self,
+        dataset_id: str,
+        dest: str | PathLike[str],
+        *,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Download into the file ``dest`` (a folder: into it, under the dataset's id).
+
+        The file appears whole and verified, or not at all.
+
+        :returns: the record, with ``path``: ``size`` (bytes), ``sha256``, ``name``, ``meta``, ...
+        :raises LookupError: this bank does not have it.
+        :raises ChecksumMismatch: other bytes came than were stored.
+        """
+        record = await self.show(dataset_id)
+        sink = await asyncio.to_thread(_file_sink, Path(fspath(dest)), record)
+        await self._client.at_home(self._download(record, sink, progress))
+        return {**msgspec.structs.asdict(record), "path": str(sink.path)}
+
+    async def read(self, dataset_id: str, *, progress: Progress | None = None) -> bytes:
+        """The bytes of a dataset, verified.
+
+        :raises LookupError: this bank does not have it.
+        :raises ChecksumMismatch: other bytes came than were stored.
+        """
+        record = await self.show(dataset_id)
+        sink = MemorySink()
+        await self._client.at_home(self._download(record, sink, progress))
+        return sink.content
+
+    async def upload(
+        self,
+        content: Content,
+        *,
+        name: str = "",
+        kind: str = "bytes",
+        meta: Mapping[str, Any] | None = None,
+        dataset_id: str | None = None,
+        settings: UploadSettings = _UPLOAD,
+        progress: Progress | None = None,
+    ) -> DatasetRecord:
+        """Store a dataset; returns its record once it is verified and on disk.
+
+        :param content: bytes, a path, a binary file, or an (async) iterator of bytes.
+        :raises Conflict: the id is taken by other content, which is kept.
+        """
+        return await self._client.at_home(
+            self._client.upload_to(
+                self.bank_id,
+                content,
+                settings=settings,
+                name=name,
+                kind=kind,
+                meta=meta,
+                dataset_id=dataset_id,
+                progress=progress,
+            )
+        )
+
+    async def status(self) -> Status:
+        """How many datasets, how much room, what is open."""
+        status, _ = await self._ask(GetStatus(id="-"), Status)
+        return status
+
+    async def _ask(self, request: Request, reply: type[R]) -> tuple[R, memoryview | None]:
+        return await self._client.at_home(
+            self._client.request(self.bank_id, request, reply, endpoint="retrieve")
+        )
+
+    async def _download(self, record: DatasetRecord, sink: Sink, progress: Progress | None) -> None:
+        async def ask(fetch: Fetch) -> tuple[Fetched, memoryview | None]:
+            return await self._client.request(
+                self.bank_id, fetch, Fetched, endpoint="retrieve", timeout=_FETCH_S
+            )
+
+        await download(ask, record, sink, progress=progress)
+
+
+def _file_sink(path: Path, record: DatasetRecord) -> FileSink:
+    return FileSink(path / record.dataset_id if path.is_dir() else path)

@@ -1,0 +1,1 @@
+"""The only place that speaks ZeroMQ: sockets, keys and authentication, channels."""

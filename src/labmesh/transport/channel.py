@@ -1,0 +1,131 @@
+"""A ZeroMQ socket on an asyncio loop: one reader, drained in batches.
+
+The descriptor of a ZeroMQ socket is edge-triggered: it tells that *something changed*, once. So
+after every receive and every send the socket's ``EVENTS`` are looked at again before the loop may
+sleep. This costs a third of what ``zmq.asyncio`` costs a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from labmesh.errors import TooLarge
+
+__all__ = ["Channel", "Frames"]
+
+log = logging.getLogger(__name__)
+
+Frames = list[bytes | memoryview]
+
+_BATCH = 256
+_MAX_FRAMES = 66
+_COPY_BELOW = 4096
+
+
+def receive(socket: zmq.Socket[bytes]) -> Frames:
+    """One whole message, without waiting; large frames are views, not copies.
+
+    :raises zmq.Again: nothing is there.
+    :raises TooLarge: more frames than any message may have; they were read and dropped.
+    """
+    frames: Frames = [socket.recv(zmq.NOBLOCK)]
+    surplus = 0
+    while socket.getsockopt(zmq.RCVMORE):
+        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        if len(frames) < _MAX_FRAMES:
+            frames.append(frame.bytes if len(frame) < _COPY_BELOW else frame.buffer)
+        else:
+            surplus += 1
+    if surplus:
+        raise TooLarge(f"a message of {len(frames) + surplus} frames; the limit is {_MAX_FRAMES}")
+    return frames
+
+
+class Channel:
+    """Reads a socket and hands each whole message to ``on_message``, on the running loop.
+
+    :param on_message: a plain function; it must not block. What it raises is logged: no input may
+        end the reader.
+    """
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        on_message: Callable[[Frames], None],
+        *,
+        name: str,
+    ) -> None:
+        self._socket = socket
+        self._on_message = on_message
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._descriptor: int = socket.getsockopt(zmq.FD)
+        self._scheduled = False
+        self._open = True
+        self.dropped = 0
+        self._loop.add_reader(self._descriptor, self.drain)
+        self._look_again()
+
+    def close(self) -> None:
+        """Stop reading. The socket itself is closed by whoever made it."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._descriptor)
+
+    def send(self, frames: Sequence[bytes | bytearray | memoryview]) -> bool:
+        """Send one message now; False: there is no connection, or its peer does not keep up."""
+        copy = _all_small(frames)
+        try:
+            try:
+                self._socket.send_multipart(frames, zmq.NOBLOCK, copy=copy)
+            except zmq.Again:
+                # A send does not always look whether a new connection is there; this look does.
+                if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                    return False
+                self._socket.send_multipart(frames, zmq.NOBLOCK, copy=copy)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as exc:
+            if exc.errno != zmq.EHOSTUNREACH:
+                raise
+            return False
+        finally:
+            self._look_again()
+        return True
+
+    def drain(self) -> None:
+        """Take what has arrived."""
+        for _ in range(_BATCH):
+            if not self._open or not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                return
+            try:
+                frames = receive(self._socket)
+            except zmq.Again:
+                continue
+            except TooLarge as exc:
+                self.dropped += 1
+                log.warning("%s: dropped %s", self._name, exc)
+                continue
+            try:
+                self._on_message(frames)
+            except Exception:
+                # The reader outlives every fault of what it feeds; the fault is ours, so say so.
+                log.exception("%s: a message was not handled", self._name)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if not self._scheduled and self._open:
+            self._scheduled = True
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        self._scheduled = False
+        self.drain()
+
+
+def _all_small(frames: Sequence[bytes | bytearray | memoryview]) -> bool:
+    return all(len(frame) < _COPY_BELOW for frame in frames)

@@ -1,0 +1,236 @@
+"""The one factory of ZeroMQ sockets.
+
+Each node owns one :class:`Sockets`: its own context (ZAP has one handler a context), its
+authenticator, and every socket with the options that measurements asked for.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket as stdlib_socket
+from typing import Any
+
+import zmq
+
+try:
+    import resource
+except ImportError:  # Windows: it has no such limit
+    resource = None  # type: ignore[assignment]
+
+from labmesh.errors import ConfigError, Conflict, Forbidden, LabmeshError
+from labmesh.protocol.addresses import Address, parse_bind, parse_connect
+from labmesh.transport.auth import Authenticator
+from labmesh.transport.keys import Security
+
+__all__ = ["Sockets"]
+
+Socket = zmq.Socket[bytes]
+
+#: Largest frame that each server socket accepts, bytes; a larger one disconnects its sender.
+MAX_FRAME_BYTES = {
+    "directory": 256 * 2**10,
+    "xsub": 2**20,
+    "xpub": 64 * 2**10,
+    "relay": 16 * 2**20,
+    "ingest": 8 * 2**20 + 64 * 2**10,
+    "retrieve": 64 * 2**10,
+}
+
+#: Messages that may wait for one slow peer before the next is dropped.
+SEND_LIMIT = {"retrieve": 16, "xpub": 10_000}
+
+# A half-open link is noticed within 4 s; without these it was not noticed at all.
+_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 1000, 3000, 4000
+_HANDSHAKE_MS = 5000
+_CONNECT_TIMEOUT_MS = 2000
+_RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
+_ENFORCE_ZAP_DOMAIN = 93
+
+
+class Sockets:
+    """The ZeroMQ context of one node, and the only maker of its sockets.
+
+    :param name: the node's id, for threads and logs.
+    """
+
+    def __init__(self, security: Security, name: str) -> None:
+        _raise_file_limit()
+        self.security = security
+        self.name = name
+        self._context: zmq.Context[Socket] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, 65_000)
+        self._authenticator: Authenticator | None = None
+        self._sockets: list[Socket] = []
+
+    @property
+    def refused(self) -> int:
+        """Connections that were turned away so far."""
+        return self._authenticator.refused if self._authenticator else 0
+
+    def bind(self, kind: int, address: Address, *, role: str, owner: str) -> tuple[Socket, Address]:
+        """A server socket, and the address with the port that it got.
+
+        :param role: ``directory``, ``xsub``, ``xpub``, ``relay``, ``ingest`` or ``retrieve``.
+        :param owner: who asks, for the error text ("relay Inst-0").
+        :raises Conflict: the port is taken.
+        :raises ConfigError: there is no such interface on this machine.
+        """
+        if self._authenticator is None:
+            self._authenticator = Authenticator(self._context, self.security, self.name)
+        socket = self._new(kind)
+        socket.maxmsgsize = MAX_FRAME_BYTES[role]
+        socket.sndhwm = SEND_LIMIT.get(role, 1000)
+        socket.zap_domain = f"labmesh/{self.security.network}/{role}".encode()
+        socket.set(_ENFORCE_ZAP_DOMAIN, 1)
+        if self.security.keys is not None:
+            socket.curve_server = True
+            socket.curve_publickey = self.security.keys.server.public
+            socket.curve_secretkey = self.security.keys.server.secret
+        if kind == zmq.ROUTER:
+            socket.router_mandatory = True
+        host = address.host
+        if host != "*" and not _is_ip(host):
+            host = _resolve(host, owner)
+        socket.ipv6 = ":" in host or (host == "*" and _has_ipv6())
+        try:
+            socket.bind(Address(host, address.port).zmq_bind)
+        except zmq.ZMQError as exc:
+            self.close(socket)
+            raise _bind_error(exc, address, owner) from exc
+        bound = parse_bind(socket.last_endpoint.decode().rstrip("\0"))
+        return socket, Address(address.host, bound.port)
+
+    def connect(self, kind: int, endpoint: str) -> Socket:
+        """A connecting socket. It queues nothing while there is no connection.
+
+        Without ``IMMEDIATE`` a request that was made during an outage is delivered after it: a
+        command would run late. The size limit stays off here: on a connecting socket one
+        oversized message would end the connection for ever, silently.
+        """
+        socket = self._new(kind)
+        socket.immediate = True
+        socket.connect_timeout = _CONNECT_TIMEOUT_MS
+        socket.reconnect_ivl = _RECONNECT_MS
+        socket.reconnect_ivl_max = _RECONNECT_MAX_MS
+        if kind == zmq.SUB:
+            # With a limit, subscriptions beyond it are silently never made.
+            socket.sndhwm = 0
+            socket.rcvhwm = 100_000
+        if self.security.keys is not None:
+            socket.curve_serverkey = self.security.keys.server.public
+            socket.curve_publickey = self.security.keys.client.public
+            socket.curve_secretkey = self.security.keys.client.secret
+        address = parse_connect(endpoint)
+        # "localhost" is ::1 first on many machines, where an IPv4 server would not be found.
+        named = address.host != "localhost" and not _is_ip(address.host)
+        socket.ipv6 = address.is_ipv6 or named
+        socket.connect(endpoint)
+        return socket
+
+    def pair(self) -> tuple[Socket, Socket]:
+        """Two ends of a channel between two threads of this node."""
+        near, far = self._new(zmq.PAIR), self._new(zmq.PAIR)
+        endpoint = f"inproc://labmesh.{id(near)}"
+        near.bind(endpoint)
+        far.connect(endpoint)
+        return near, far
+
+    def monitor(self, socket: Socket, events: int) -> Socket:
+        """The socket that tells of a socket's connections; close it before the socket."""
+        monitor = socket.get_monitor_socket(events)
+        monitor.linger = 0
+        return monitor
+
+    def close(self, socket: Socket, linger_ms: int = 0) -> None:
+        """Close one socket; ``linger_ms`` lets its last messages leave."""
+        if socket in self._sockets:
+            self._sockets.remove(socket)
+        if not socket.closed:
+            socket.disable_monitor()
+            socket.close(linger_ms)
+
+    def close_all(self) -> None:
+        """Close what is left, and the context. Call it after the node's threads have ended."""
+        for socket in list(self._sockets):
+            self.close(socket)
+        if self._authenticator is not None:
+            self._authenticator.close()
+        self._context.term()
+
+    def _new(self, kind: int) -> Socket:
+        socket = self._context.socket(kind)
+        socket.linger = 0
+        if kind != zmq.PAIR:
+            socket.heartbeat_ivl = _HEARTBEAT_MS
+            socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS
+            socket.heartbeat_ttl = _HEARTBEAT_TTL_MS
+            socket.handshake_ivl = _HANDSHAKE_MS
+        self._sockets.append(socket)
+        return socket
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _has_ipv6() -> bool:
+    if not stdlib_socket.has_ipv6:
+        return False
+    try:
+        with stdlib_socket.socket(stdlib_socket.AF_INET6, stdlib_socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _resolve(host: str, owner: str) -> str:
+    try:
+        found = stdlib_socket.getaddrinfo(host, None, type=stdlib_socket.SOCK_STREAM)
+    except OSError as exc:
+        raise ConfigError(
+            f"{owner} cannot bind to host {host!r}: {exc.strerror or exc}; use '*' for every "
+            "interface, or an address of this machine"
+        ) from exc
+    preferred = [each for each in found if each[0] == stdlib_socket.AF_INET] or found
+    return str(preferred[0][4][0])
+
+
+def _bind_error(exc: zmq.ZMQError, address: Address, owner: str) -> LabmeshError:
+    if exc.errno == errno.EADDRINUSE:
+        return Conflict(
+            f"port {address.port} ({address}) is already in use on this machine, and {owner} asked "
+            "for it: stop the other program, give another port, or give port '*' to take a free "
+            "one",
+            port=address.port,
+        )
+    if exc.errno == errno.EACCES:
+        return Forbidden(f"{owner} may not bind {address}: use a port above 1023")
+    return ConfigError(
+        f"{owner} cannot bind {address}: {exc.strerror}; use '*' for every interface, or an "
+        "address of this machine"
+    )
+
+
+def _raise_file_limit() -> None:
+    """Each connection is a file descriptor: allow as many as the system lets us have."""
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def curve_available() -> bool:
+    """Does the installed libzmq have CURVE?"""
+    return bool(zmq.has("curve"))
+
+
+def versions() -> dict[str, Any]:
+    """The versions of pyzmq and libzmq."""
+    return {"pyzmq": zmq.__version__, "libzmq": zmq.zmq_version()}

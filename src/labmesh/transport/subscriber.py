@@ -1,0 +1,224 @@
+"""The receiving end of events: a SUB socket read by a thread of its own.
+
+A callback that blocks the loop must not keep the socket from being read, and a SUB socket makes its
+subscriptions again after a reconnect only while it is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import zmq
+
+from labmesh.errors import LabmeshError, ProtocolError, TooLarge
+from labmesh.protocol.codec import decode_event
+from labmesh.protocol.events import Tracker
+from labmesh.protocol.inbox import Inbox
+from labmesh.protocol.messages import Event, LastEvent
+from labmesh.transport.channel import receive
+from labmesh.transport.monitor import EVENTS, Health, read_event
+from labmesh.transport.sockets import Sockets
+
+__all__ = ["Received", "Subscriber"]
+
+log = logging.getLogger(__name__)
+
+_BATCH = 512
+_INBOX = 10_000
+_REBUILD_S = 0.5
+_STOP = b""
+_POKE_MS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One event as it came in."""
+
+    topic: str
+    event: Event
+    payload: bytes | memoryview
+    #: events of this topic that were lost before it
+    missed: int = 0
+
+
+class Subscriber:
+    """Receives events and hands them, in batches, to the loop that made it.
+
+    :param deliver: called on the loop with each batch, in order of arrival.
+    :param on_link: called on the loop with True when the link to the broker is up, else False.
+    """
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        endpoint: str,
+        *,
+        deliver: Callable[[list[Received]], None],
+        on_link: Callable[[bool], None],
+    ) -> None:
+        self._sockets = sockets
+        self._endpoint = endpoint
+        self._where = f"the broker's event port at {endpoint}"
+        self._deliver = deliver
+        self._on_link = on_link
+        self._loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._tracker = Tracker()
+        self._inbox: Inbox[Received] = Inbox(_INBOX)
+        self._scheduled = False
+        self._prefixes: set[bytes] = set()
+        self._closed = False
+        #: messages that could not be read
+        self.dropped = 0
+        self.trouble: LabmeshError | None = None
+        self._control, self._far = sockets.pair()
+        self._thread = threading.Thread(
+            target=self._run, name=f"{sockets.name}-events", daemon=True
+        )
+        self._thread.start()
+
+    def subscribe(self, prefix: str) -> None:
+        """Ask for all topics that begin with ``prefix``; asked once however often it is said."""
+        self._control.send(b"+" + prefix.encode())
+
+    def unsubscribe(self, prefix: str) -> None:
+        """Take :meth:`subscribe` back."""
+        self._control.send(b"-" + prefix.encode())
+
+    def offer(self, events: Iterable[LastEvent]) -> None:
+        """Take the broker's memory of last events: what is news is delivered."""
+        with self._lock:
+            for last in events:
+                self._accept(last.topic, last.header, last.payload, snapshot=True)
+        self._schedule()
+
+    def close(self) -> None:
+        """End the thread; twice is fine. Nothing is delivered after it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._control.send(_STOP)
+        self._thread.join()
+        self._sockets.close(self._control)
+        self._sockets.close(self._far)
+
+    # ── on the loop ─────────────────────────────────────────────────────────────────────────────
+
+    def _flush(self) -> None:
+        with self._lock:
+            self._scheduled = False
+            batch = self._inbox.take()
+        if batch and not self._closed:
+            self._deliver(batch)
+
+    def _tell(self, up: bool) -> None:
+        if not self._closed:
+            self._on_link(up)
+
+    # ── in the thread ───────────────────────────────────────────────────────────────────────────
+
+    def _call_loop(self, function: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+
+    def _schedule(self) -> None:
+        if not self._scheduled and len(self._inbox):
+            self._scheduled = True
+            self._call_loop(self._flush)
+
+    def _run(self) -> None:
+        again = True
+        while again:
+            again = self._run_socket()
+
+    def _run_socket(self) -> bool:
+        """Read one socket until it must be rebuilt (True) or the end (False)."""
+        socket = self._sockets.connect(zmq.SUB, self._endpoint)
+        health = Health(self._where, encrypted=self._sockets.security.keys is not None)
+        monitor = self._sockets.monitor(socket, EVENTS)
+        for prefix in self._prefixes:
+            socket.setsockopt(zmq.SUBSCRIBE, prefix)
+        poller = zmq.Poller()
+        for each in (socket, monitor, self._far):
+            poller.register(each, zmq.POLLIN)
+        rebuild_at: float | None = None
+        try:
+            while True:
+                ready = dict(poller.poll(_POKE_MS if rebuild_at else None))
+                if socket in ready:
+                    self._read(socket)
+                if self._far in ready and not self._obey(socket):
+                    return False
+                if monitor in ready and self._watch(monitor, health) and rebuild_at is None:
+                    rebuild_at = time.monotonic() + _REBUILD_S
+                if rebuild_at is not None and time.monotonic() >= rebuild_at:
+                    return True
+        finally:
+            self._sockets.close(socket)
+            monitor.close()
+
+    def _obey(self, socket: zmq.Socket[bytes]) -> bool:
+        command = self._far.recv()
+        if command == _STOP:
+            return False
+        prefix = command[1:]
+        if command[:1] == b"+" and prefix not in self._prefixes:
+            self._prefixes.add(prefix)
+            socket.setsockopt(zmq.SUBSCRIBE, prefix)
+        elif command[:1] == b"-" and prefix in self._prefixes:
+            self._prefixes.discard(prefix)
+            socket.setsockopt(zmq.UNSUBSCRIBE, prefix)
+        return True
+
+    def _watch(self, monitor: zmq.Socket[bytes], health: Health) -> bool:
+        """Follow the link; True: libzmq gave up and the socket must be built anew."""
+        event, value = read_event(list(monitor.recv_multipart()))
+        news = health.take(event, value, time.monotonic())
+        self.trouble = health.trouble
+        if news is not None:
+            self._call_loop(self._tell, news == "up")
+        return news == "refused"
+
+    def _read(self, socket: zmq.Socket[bytes]) -> None:
+        with self._lock:
+            for _ in range(_BATCH):
+                try:
+                    frames = receive(socket)
+                except zmq.Again:
+                    break
+                except TooLarge:
+                    self.dropped += 1
+                    continue
+                if len(frames) in (3, 4):
+                    name = bytes(frames[0]).decode("utf-8", "replace")
+                    self._accept(name, frames[1], frames[2])
+                else:
+                    self.dropped += 1
+            self._schedule()
+
+    def _accept(
+        self,
+        name: str,
+        header: bytes | memoryview,
+        payload: bytes | memoryview,
+        *,
+        snapshot: bool = False,
+    ) -> None:
+        try:
+            event = decode_event(header)
+            seen = self._tracker.seen(name, event, snapshot=snapshot)
+        except ProtocolError as exc:
+            self.dropped += 1
+            log.warning("%s sent an event that cannot be read: %s", self._where, exc)
+            return
+        if seen.new:
+            received = Received(name, event, payload, seen.missed)
+            self._inbox.put(received, key=name if event.kind == "state" else None)
