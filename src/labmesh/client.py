@@ -16,19 +16,18 @@ from labmesh.listening import Subscription
 from labmesh.node import Node
 from labmesh.protocol.addresses import Address, parse_connect
 from labmesh.protocol.codec import Buffer
-from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.messages import (
     DatasetRecord,
     GetStatus,
     ListNodes,
     NodeList,
     NodeRecord,
-    PresenceChange,
     Reply,
     Request,
     Status,
 )
-from labmesh.remote import BankClient, RelayClient
+from labmesh.protocol.roster import Roster, about, nobody
+from labmesh.remote import BankClient, LinkHealth, RelayClient
 from labmesh.transfer import UploadSettings, upload
 from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
@@ -87,7 +86,7 @@ class DirectorClientAgent(Node):
         self.call_limit = call_limit
         self._loop: asyncio.AbstractEventLoop | None = None
         self._links: dict[str, Link] = {}
-        self._records: dict[str, NodeRecord] = {}
+        self._roster = Roster()
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────
 
@@ -118,7 +117,7 @@ class DirectorClientAgent(Node):
         """Stay connected until cancelled or closed; callbacks go on meanwhile."""
         if not self._is_ready.is_set():
             await self.connect()
-        await self._ended_or_failed()
+        await self.wait_ended()
 
     async def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -158,8 +157,9 @@ class DirectorClientAgent(Node):
             self._broker,
             self.node_id,
             self._spawn,
+            self._list_nodes,
         )
-        self._feed.watch_presence(self._presence_changed)
+        self._feed.watch_presence(self._roster.announced)
         await self._feed.begin()
 
     async def _ask_event_address(self) -> str:
@@ -191,7 +191,7 @@ class DirectorClientAgent(Node):
     async def list_relay_ids(self) -> list[dict[str, Any]]:
         """The relays: ``relay_id``, ``rpc_endpoint``, ``state``, ``title``, ``host``, ``pid``."""
         return [
-            {"relay_id": each.node_id, "rpc_endpoint": each.endpoints["rpc"], **_about(each)}
+            {"relay_id": each.node_id, "rpc_endpoint": each.endpoints["rpc"], **about(each)}
             for each in await self.list_nodes()
             if each.kind == "relay"
         ]
@@ -203,7 +203,7 @@ class DirectorClientAgent(Node):
                 "bank_id": each.node_id,
                 "ingest": each.endpoints["ingest"],
                 "retrieve": each.endpoints["retrieve"],
-                **_about(each),
+                **about(each),
             }
             for each in await self.list_nodes()
             if each.kind == "bank"
@@ -235,6 +235,25 @@ class DirectorClientAgent(Node):
         record = await self.at_home(self._find("bank", bank_id, wait))
         return BankClient(self, record.node_id)
 
+    @property
+    def known_nodes(self) -> list[NodeRecord]:
+        """The directory as this client last heard it, sorted by kind and id; asks nobody.
+
+        Announcements keep it current while there is a link to the broker. In any thread.
+        """
+        return self._roster.nodes()
+
+    def known(self, node_id: str) -> NodeRecord | None:
+        """The line of one node in :attr:`known_nodes`."""
+        return self._roster.get(node_id)
+
+    def health(self, node_id: str | None = None) -> LinkHealth:
+        """How the link to a node (None: to the broker) is; asks nobody. In any thread."""
+        link = self._broker if node_id is None else self._links.get(f"{node_id} rpc")
+        if link is None:
+            return LinkHealth("", up=False, heard_at=None, trouble=None)
+        return LinkHealth(link.endpoint, link.up, link.heard_at, link.trouble)
+
     async def broker_status(self) -> Status:
         """What the broker is doing."""
         return await self.at_home(
@@ -242,9 +261,14 @@ class DirectorClientAgent(Node):
         )
 
     async def _list_nodes(self) -> list[NodeRecord]:
-        answer = await self._broker.request(ListNodes(id="-"), NodeList, timeout=_REQUEST_S)
-        self._records = {each.node_id: each for each in answer.nodes}
-        return answer.nodes
+        ticket = self._roster.ask()
+        try:
+            answer = await self._broker.request(ListNodes(id="-"), NodeList, timeout=_REQUEST_S)
+        except BaseException:
+            self._roster.failed(ticket)
+            raise
+        self._roster.listed(ticket, answer.nodes)
+        return self._roster.nodes()
 
     async def _find(self, kind: str, node_id: str | None, wait: float) -> NodeRecord:
         nodes = await self._list_nodes()
@@ -255,16 +279,9 @@ class DirectorClientAgent(Node):
                     return each
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                raise _nobody(kind, node_id, nodes, wait)
+                raise nobody(kind, node_id, nodes, wait)
             await self._feed.presence_or(min(left_s, _POLL_S))
             nodes = await self._list_nodes()
-
-    def _presence_changed(self, change: PresenceChange) -> None:
-        node_id = change.node.node_id
-        if change.change == "left":
-            self._records.pop(node_id, None)
-        else:
-            self._records[node_id] = change.node
 
     # ── requests to nodes ───────────────────────────────────────────────────────────────────────
 
@@ -274,7 +291,7 @@ class DirectorClientAgent(Node):
         link = self._links.get(key)
         if link is not None and link.up:
             return link
-        record = self._records.get(node_id)
+        record = self._roster.get(node_id)
         if record is None or link is not None:
             record = await self._look_up(node_id)
         if record is None:
@@ -318,7 +335,7 @@ class DirectorClientAgent(Node):
         self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any
     ) -> DatasetRecord:
         """Upload to a bank of the directory; on the loop that connected."""
-        record = self._records.get(bank_id) or await self._look_up(bank_id)
+        record = self._roster.get(bank_id) or await self._look_up(bank_id)
         if record is None:
             raise NotSent(f"{bank_id} is not on the mesh (any more); nothing was uploaded")
         endpoint = record.endpoints["ingest"]
@@ -329,7 +346,7 @@ class DirectorClientAgent(Node):
             await self._list_nodes()
         except LabmeshError as exc:
             log.debug("cannot ask the directory for %s: %s", node_id, exc)
-        return self._records.get(node_id)
+        return self._roster.get(node_id)
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────
 
@@ -343,6 +360,14 @@ class DirectorClientAgent(Node):
     def on_reading(self, callback: Callable[[Reading], object]) -> Subscription:
         """Like :meth:`on_state`, with the time, sequence and gaps: ``callback(reading)``."""
         return self._feed.on_reading(callback)
+
+    async def follow_states(self) -> None:
+        """Begin to receive states, and wait until the last one of each relay is here."""
+        await self.at_home(self._feed.follow_states())
+
+    def last_reading(self, relay_id: str) -> Reading | None:
+        """The last state of a relay, when states are followed; asks nobody. In any thread."""
+        return self._feed.last_reading(relay_id)
 
     def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
         """Call ``callback(record)`` for each dataset that a bank has stored.
@@ -366,29 +391,3 @@ class DirectorClientAgent(Node):
         ``state_error``: its driver's ``poll()`` failed. ``alive``: a driver without ``poll()``.
         """
         return self._feed.on_event(callback)
-
-
-def _about(record: NodeRecord) -> dict[str, Any]:
-    return {
-        "state": record.state,
-        "title": record.title,
-        "host": record.host,
-        "pid": record.pid,
-        "epoch": record.epoch,
-        "software": record.software,
-    }
-
-
-def _nobody(kind: str, node_id: str | None, nodes: list[NodeRecord], wait: float) -> NotFound:
-    known = [each.node_id for each in nodes if each.kind == kind]
-    if node_id is None:
-        return NotFound(
-            f"no {kind} registered within {wait:g} s; the broker is fine: start one with "
-            f"'labmesh {kind}'"
-        )
-    there = ", ".join(known) or "none"
-    return NotFound(
-        f"no {kind} {node_id!r} registered within {wait:g} s{did_you_mean(node_id, known)} The "
-        f"broker is fine; it lists these: {there}",
-        known=known,
-    )

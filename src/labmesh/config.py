@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from keyword import iskeyword
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from msgspec import Meta, Struct, ValidationError, convert
-from msgspec.structs import fields
+from msgspec.structs import asdict, fields
 
 from labmesh.errors import ConfigError, ProtocolError
 from labmesh.protocol.addresses import check_host, parse_bind, parse_connect
 from labmesh.protocol.ids import check_id, did_you_mean, shown
+
+S = TypeVar("S", bound=Struct)
 
 #: The file that commands read when none is named.
 CONFIG_NAME = "labmesh.toml"
@@ -190,6 +193,19 @@ def load_config(path: str | PathLike[str] | None = None) -> Config:
         else:
             raise _unknown_table(place, name, table)
     return Config(**tables, path=Path(path))
+
+
+def from_options(kind: type[S], options: Mapping[str, Any], base: S | None = None) -> S:
+    """One table whose keys come from a command's options (None: not given), the others of ``base``.
+
+    :raises ConfigError: as for a file.
+    """
+    heading = next(name for name, each in _HEADINGS.items() if each is kind)
+    known = {} if base is None else asdict(base)
+    merged = {**known, **{key: each for key, each in options.items() if each is not None}}
+    given = {key: each for key, each in merged.items() if each is not None}
+    table: S = _table(_Place("options", table=heading), kind, given)
+    return table
 
 
 def find_config() -> Path | None:

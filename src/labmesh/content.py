@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeAlias
+from typing import IO, Any, Protocol, TypeAlias, cast
 
 __all__ = [
     "Content",
@@ -31,6 +31,10 @@ Piece: TypeAlias = bytes | bytearray | memoryview
 Content: TypeAlias = (
     Piece | str | os.PathLike[str] | IO[bytes] | Iterable[Piece] | AsyncIterable[Piece]
 )
+
+
+#: Not None, which an iterator may yield by mistake: that is a TypeError, not the end.
+_END = object()
 
 
 # ── sources ─────────────────────────────────────────────────────────────────────────────────────
@@ -88,7 +92,8 @@ class _File:
         return end - self._start
 
     async def read(self, size: int) -> Piece:
-        return await _off_loop(self._executor, self._file.read, size)
+        piece: bytes = await _off_loop(self._executor, self._file.read, size)
+        return piece
 
     async def seek(self, offset: int) -> None:
         await _off_loop(self._executor, self._file.seek, self._start + offset)
@@ -102,9 +107,9 @@ class _Stream:
     """Pieces of any length, as they come."""
 
     seekable = False
-    size = None
 
     def __init__(self, pieces: Iterator[Piece] | AsyncIterator[Piece], executor: Executor) -> None:
+        self.size: int | None = None
         self._pieces = pieces
         self._executor = executor
         self._rest = memoryview(b"")
@@ -112,7 +117,7 @@ class _Stream:
     async def read(self, size: int) -> Piece:
         while not self._rest:
             piece = await self._next()
-            if piece is None:
+            if piece is _END:
                 return b""
             if not isinstance(piece, bytes | bytearray | memoryview):
                 raise TypeError(f"an upload takes pieces of bytes, not {type(piece).__name__}")
@@ -121,10 +126,10 @@ class _Stream:
         piece, self._rest = self._rest[:size], self._rest[size:]
         return piece
 
-    async def _next(self) -> Piece | None:
+    async def _next(self) -> object:
         if isinstance(self._pieces, AsyncIterator):
-            return await anext(self._pieces, None)
-        return await _off_loop(self._executor, next, self._pieces, None)
+            return await anext(self._pieces, _END)
+        return await _off_loop(self._executor, next, self._pieces, _END)
 
     async def seek(self, offset: int) -> None:
         raise io.UnsupportedOperation("an iterator cannot go back")
@@ -147,9 +152,10 @@ async def open_source(content: Content, executor: Executor) -> Source:
     if isinstance(content, AsyncIterable):
         return _Stream(aiter(content), executor)
     if hasattr(content, "read"):
-        if isinstance(content, io.TextIOBase):
+        file = cast("IO[bytes]", content)
+        if isinstance(file.read(0), str):
             raise TypeError("the file is open as text; open it with mode 'rb'")
-        return _File(content, executor, own=False)
+        return _File(file, executor, own=False)
     if isinstance(content, Iterable):
         return _Stream(iter(content), executor)
     raise TypeError(

@@ -17,6 +17,7 @@ import msgspec
 from labmesh.errors import NotFound, ProtocolError
 from labmesh.membership import Member
 from labmesh.protocol.addresses import Address, parse_bind
+from labmesh.protocol.codec import encode_value
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import (
     INGEST_REQUESTS,
@@ -36,17 +37,8 @@ from labmesh.protocol.messages import (
     UploadCommit,
     UploadStart,
 )
-from labmesh.protocol.upload import (
-    Discard,
-    Effect,
-    Finish,
-    Open,
-    Step,
-    UploadKey,
-    UploadLimits,
-    UploadReceiver,
-    Write,
-)
+from labmesh.protocol.upload import UploadLimits, UploadReceiver
+from labmesh.protocol.upload_steps import Discard, Effect, Finish, Open, Step, UploadKey, Write
 from labmesh.storage.base import BlobStore, Catalog, Part
 from labmesh.storage.filesystem import FileBlobStore, FileCatalog
 from labmesh.transport.keys import Security
@@ -62,6 +54,8 @@ _THREADS = 4
 _INGEST_PENDING = 64
 _RETRIEVE_PENDING = 16
 _UNANNOUNCED = 10_000
+#: A page of records ends where it would grow beyond this; the next page goes on there.
+_PAGE_BYTES = 2**20
 
 
 class DataBank(Member):
@@ -354,7 +348,9 @@ class DataBank(Member):
         page = await self._off_loop(
             self._catalog.page, request.after, request.limit, request.newest_first
         )
-        return DatasetPage(id=request.id, records=page.records, more=page.more)
+        records = _within(page.records, _PAGE_BYTES)
+        more = page.more or len(records) < len(page.records)
+        return DatasetPage(id=request.id, records=records, more=more)
 
     async def _status(self, request: Request) -> Answer:
         facts = {
@@ -373,3 +369,13 @@ class DataBank(Member):
             uptime_s=self.uptime_s,
             facts=facts,
         )
+
+
+def _within(records: list[DatasetRecord], limit_bytes: int) -> list[DatasetRecord]:
+    """As many of the first records as the limit admits, at least one."""
+    size = 0
+    for count, record in enumerate(records):
+        size += len(encode_value(record.meta)) + 512
+        if size > limit_bytes and count:
+            return records[:count]
+    return records

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -28,7 +29,7 @@ from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.subscriber import Received, Subscriber
 
-__all__ = ["EventFeed", "Reading"]
+__all__ = ["EventFeed", "Gaps", "Reading"]
 
 log = logging.getLogger(__name__)
 
@@ -44,25 +45,61 @@ class Reading:
     """One state of a relay, with what is needed to trust it.
 
     ``time`` is the relay's POSIX time (seconds) when it was taken; ``missed`` counts the states
-    that were lost before it.
+    that were lost before it, or skipped because whoever reads them was too slow. The state itself
+    is ``value``; ``reading["voltage"]`` looks into it.
     """
 
     relay_id: str
     value: Any
     time: float
+    epoch: str
     sequence: int
-    missed: int
+    missed: int = 0
 
     @property
     def age_s(self) -> float:
         """Seconds since it was taken, by the clocks of both machines."""
         return max(0.0, time.time() - self.time)
 
+    def __getitem__(self, name: str) -> Any:
+        return self.value[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.value)
+
+    def keys(self) -> Iterable[str]:
+        """The names in the state (so that ``dict(reading)`` works)."""
+        keys: Iterable[str] = self.value.keys()
+        return keys
+
+
+class Gaps:
+    """Counts, for one reader, the states that were published between those that it got."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Reading] = {}
+
+    def told(self, reading: Reading) -> Reading:
+        """The next reading that is handed over, with what this reader missed before it.
+
+        What was lost at a restart of the relay, nobody can count.
+        """
+        last = self._last.get(reading.relay_id)
+        self._last[reading.relay_id] = reading
+        if last is None or last.epoch != reading.epoch:
+            return replace(reading, missed=0)
+        return replace(reading, missed=max(0, reading.sequence - last.sequence - 1))
+
 
 class EventFeed:
     """The events of one client, on the running loop.
 
     :param spawn: makes a task that the client owns.
+    :param refresh: fetches what announcements keep current; awaited whenever some may have been
+        missed.
     """
 
     def __init__(
@@ -72,10 +109,12 @@ class EventFeed:
         broker: Link,
         client_id: str,
         spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
+        refresh: Callable[[], Awaitable[object]],
     ) -> None:
         self._broker = broker
         self._client_id = client_id
         self._spawn = spawn
+        self._refresh = refresh
         self._tokens = itertools.count(1)
         self._states: dict[str, Received] = {}
         self._datasets: dict[tuple[str, str], None] = {}
@@ -91,6 +130,7 @@ class EventFeed:
         self._marked = asyncio.Event()
         self._token = ""
         self._wants_states = False
+        self._has_states = asyncio.Event()
         #: events that could not be understood
         self.dropped = 0
         self._subscriber = Subscriber(
@@ -150,7 +190,13 @@ class EventFeed:
 
     def on_reading(self, callback: Callable[[Reading], object]) -> Subscription:
         """Call ``callback(reading)`` for each state."""
-        subscription = Subscription(callback, "reading")
+        gaps = Gaps()
+
+        @functools.wraps(callback)
+        def tell(reading: Reading) -> object:
+            return callback(gaps.told(reading))
+
+        subscription = Subscription(tell, "reading")
         self._readers[subscription] = None
         self._want_states()
         for received in self._states.values():
@@ -190,6 +236,16 @@ class EventFeed:
         listeners[subscription] = None
         return subscription
 
+    async def follow_states(self) -> None:
+        """Subscribe to states, and wait until the last one of each relay is here."""
+        self._want_states()
+        await self._has_states.wait()
+
+    def last_reading(self, relay_id: str) -> Reading | None:
+        """The last state of a relay, if it is known. In any thread."""
+        received = self._states.get(relay_id)
+        return None if received is None else _reading(relay_id, received)
+
     def _want_states(self) -> None:
         if not self._wants_states:
             self._wants_states = True
@@ -227,8 +283,10 @@ class EventFeed:
                 await self._wait_marked()
         finally:
             self._subscriber.unsubscribe(f"mark.{token}")
+        await self._refresh()
         if self._wants_states:
             await self._fetch_last("state.")
+            self._has_states.set()
 
     async def _wait_marked(self) -> None:
         try:
@@ -288,17 +346,7 @@ class EventFeed:
 
     def _put_reading(self, subscription: Subscription, received: Received) -> None:
         _, relay_id = split(received.topic)
-        event = received.event
-        subscription.put(
-            Reading(
-                relay_id=relay_id,
-                value=decode_value(received.payload),
-                time=event.time,
-                sequence=event.sequence,
-                missed=received.missed,
-            ),
-            key=relay_id,
-        )
+        subscription.put(_reading(relay_id, received), key=relay_id)
 
     def _take_dataset(self, bank_id: str, received: Received) -> None:
         record = msgspec.convert(decode_value(received.payload), DatasetRecord)
@@ -332,3 +380,13 @@ class EventFeed:
         for each in [each for each in listeners if each.ended]:
             del listeners[each]
         return list(listeners)
+
+
+def _reading(relay_id: str, received: Received) -> Reading:
+    return Reading(
+        relay_id=relay_id,
+        value=decode_value(received.payload),
+        time=received.event.time,
+        epoch=received.event.epoch,
+        sequence=received.event.sequence,
+    )

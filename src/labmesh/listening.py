@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from labmesh.protocol.inbox import Inbox
+from labmesh.protocol.seldom import Seldom
 
 __all__ = ["Subscription"]
 
@@ -34,6 +35,7 @@ class Subscription:
         self.name = f"{what} callback {getattr(callback, '__qualname__', repr(callback))}"
         self._inbox: Inbox[tuple[Any, ...]] = Inbox(_QUEUE)
         self._arrived = asyncio.Event()
+        self._warnings = Seldom()
         self._returned: set[asyncio.Future[Any]] = set()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=self.name)
 
@@ -59,12 +61,27 @@ class Subscription:
         """Have the callback called with these arguments."""
         lost = self._inbox.lost
         self._inbox.put(arguments, key=key)
-        if self._inbox.lost > lost:
+        if self._inbox.lost > lost and self._warnings.due(time.monotonic()) is not None:
             log.warning("%s is too slow: %d items lost", self.name, self._inbox.lost)
         self._arrived.set()
 
     def cancel(self) -> None:
-        """No more calls; what it is doing is cancelled."""
+        """No more calls; what it is doing is cancelled. In any thread, and twice is fine."""
+        loop = self._task.get_loop()
+        if loop is _running_loop():
+            self._cancel()
+            return
+        try:
+            loop.call_soon_threadsafe(self._cancel)
+        except RuntimeError:
+            if not loop.is_closed():
+                raise
+
+    def on_end(self, callback: Callable[[], object]) -> None:
+        """Call ``callback()`` on the loop when this has ended, for whatever reason."""
+        self._task.add_done_callback(lambda _: callback())
+
+    def _cancel(self) -> None:
         for each in (self._task, *self._returned):
             each.cancel()
 
@@ -108,3 +125,10 @@ class Subscription:
         self._returned.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("%s: the task that it returned failed", self.name, exc_info=error)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -82,6 +82,11 @@ class Member(Node):
         """The broker lists this node, as far as is known here."""
         return self._broker is not None and self._broker.up and bool(self._registered_with)
 
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Where others reach this node while it is up, as it tells the broker."""
+        return self._endpoints()
+
     def _endpoints(self) -> dict[str, str]:
         """What to advertise."""
         raise NotImplementedError

@@ -104,8 +104,8 @@ class Node:
     async def serve(self) -> None:
         """Start, and work until stopped or cancelled.
 
-        SIGTERM ends it gracefully and then raises ``SystemExit(0)``, when this runs in the main
-        thread and nobody else handles that signal.
+        SIGTERM ends it gracefully and then the program, by ``SystemExit(0)`` out of the loop, when
+        this runs in the main thread and nobody else handles that signal.
 
         :raises Conflict: the id or a port is taken by another live node.
         :raises AuthenticationError: the broker does not accept this node.
@@ -113,15 +113,21 @@ class Node:
         async with self:
             restore = self._listen_for_sigterm()
             try:
-                await self._ended_or_failed()
+                await self.wait_ended()
             finally:
                 restore()
         if self._terminated:
-            raise SystemExit(0)
+            await _exit()
 
     async def run(self) -> None:
         """The same as :meth:`serve`."""
         await self.serve()
+
+    async def wait_ended(self) -> None:
+        """Wait until the node has stopped; raises what made it fail. (Start it first.)"""
+        await self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
 
     @property
     def ready(self) -> Awaitable[None]:
@@ -208,11 +214,6 @@ class Node:
         if self._failure is not None:
             raise self._failure
 
-    async def _ended_or_failed(self) -> None:
-        await self._ended.wait()
-        if self._failure is not None:
-            raise self._failure
-
     def _listen_for_sigterm(self) -> Any:
         loop = asyncio.get_running_loop()
         if (
@@ -230,6 +231,17 @@ class Node:
         log.info("%s %s: SIGTERM, stopping", self.kind, self.node_id)
         self._terminated = True
         self._ended.set()
+
+
+async def _exit() -> None:
+    """End the program, through the loop: an exception in a task would be reported as unhandled."""
+    loop = asyncio.get_running_loop()
+    loop.call_soon(_raise_exit)
+    await loop.create_future()
+
+
+def _raise_exit() -> None:
+    raise SystemExit(0)
 
 
 def _new_epoch() -> str:

@@ -378,8 +378,9 @@ class RelayAgent(Member):
         if bank_id is None:
             raise NotFound("no bank is on the mesh: start one with 'labmesh bank'")
         known = [each.node_id for each in banks]
+        near = did_you_mean(bank_id, known)
         raise NotFound(
-            f"no bank {bank_id!r} is on the mesh{did_you_mean(bank_id, known)} It lists these: "
+            f"no bank {bank_id!r} is on the mesh{near and f' ({near})'}; the broker lists "
             f"{', '.join(known) or 'none'}"
         )
 

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from labmesh.content import Content, FileSink, MemorySink, Sink
+from labmesh.errors import LabmeshError
 from labmesh.instruments.exposure import call_arguments
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import (
@@ -33,7 +34,7 @@ from labmesh.protocol.messages import (
 )
 from labmesh.transfer import Progress, UploadSettings, download
 
-__all__ = ["BankClient", "RelayClient"]
+__all__ = ["BankClient", "LinkHealth", "RelayClient"]
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
@@ -66,6 +67,17 @@ class Home(Protocol):
         self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any
     ) -> DatasetRecord:
         """Upload to a bank."""
+
+
+class LinkHealth(NamedTuple):
+    """A link of a client, as it is without asking."""
+
+    endpoint: str
+    up: bool
+    #: monotonic time of the last message that came back
+    heard_at: float | None
+    #: why it is not up, where that is known
+    trouble: LabmeshError | None
 
 
 class RelayClient:

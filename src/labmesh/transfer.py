@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from labmesh.content import Content, Piece, Sink, Source, open_source
 from labmesh.errors import Busy, Conflict, LabmeshError, LinkLost, NoAnswer
 from labmesh.protocol.addresses import parse_connect
@@ -177,10 +179,7 @@ class _Upload:
     ) -> None:
         self._link = link
         self._source = source
-        self._start = UploadStart(
-            **{name: getattr(start, name) for name in start.__struct_fields__}
-            | {"size": source.size}
-        )
+        self._start = msgspec.structs.replace(start, size=source.size)
         self._settings = settings
         self._executor = executor
         self._progress = progress
@@ -225,11 +224,15 @@ class _Upload:
     async def _attempt(self) -> DatasetRecord:
         timeout_s = self._settings.timeout_s
         await self._link.wait_up(timeout_s)
-        answer = await self._link.request(
-            self._start, (UploadGranted, Committed), timeout=timeout_s
-        )
+        # Once all was read, the digest shows that a stored dataset of this id is this one: the
+        # answer to an earlier commit may have been lost.
+        sha256 = self._sha256.hexdigest() if self._sender.ended else None
+        start = msgspec.structs.replace(self._start, sha256=sha256)
+        answer = await self._link.request(start, (UploadGranted, Committed), timeout=timeout_s)
         if isinstance(answer, Committed):
-            return answer.record
+            return self._sender.committed(
+                answer, dataset_id=start.dataset_id, sha256=self._sha256.hexdigest()
+            )
         assert isinstance(answer, UploadGranted)
         position = self._sender.granted(answer)
         if position is not None:

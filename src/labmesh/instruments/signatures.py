@@ -51,44 +51,40 @@ class Parameters:
     def __init__(self, signature: Signature | None) -> None:
         #: for people: ``(value: float, *, slew: float = 1.0) -> None``
         self.text = "(...)" if signature is None else _render(signature)
-        self._all_names: list[str] = []
         self._open = signature is None
+        self._all_names = list(signature.parameters) if signature else []
         #: keyword → position that it fills, so that no parameter is given twice
         self._positions: dict[str, int] = {}
+        #: what must be given, apart from what only a position can fill
+        self._required: list[tuple[str, int]] = []
         self._positional_only: list[str] = []
-        required: list[tuple[str, int]] = []
+        needs_keyword = False
         fewest = most = 0
-        for parameter in signature.parameters.values() if signature else ():
+        for name, parameter in signature.parameters.items() if signature else ():
             is_required = parameter.default is Parameter.empty
-            self._all_names.append(parameter.name)
             match parameter.kind:
                 case Parameter.VAR_POSITIONAL:
                     most = _NO_POSITION
                 case Parameter.VAR_KEYWORD:
                     self._open = True
                 case Parameter.KEYWORD_ONLY:
-                    self._take_keyword(parameter.name, _NO_POSITION)
-                    if is_required:
-                        required.append((parameter.name, _NO_POSITION))
-                case kind:
-                    if kind is Parameter.POSITIONAL_ONLY:
-                        # A name that no keyword can equal: only a position fills it.
-                        self._positional_only += [parameter.name] * is_required
-                    else:
-                        self._take_keyword(parameter.name, most)
-                        if is_required:
-                            required.append((parameter.name, most))
-                    fewest += is_required
-                    most += 1
-        self._required = tuple(required)
-        needs_keyword = any(position == _NO_POSITION for _, position in required)
+                    self._add_keyword(name, _NO_POSITION, is_required)
+                    needs_keyword = needs_keyword or is_required
+                case Parameter.POSITIONAL_ONLY:
+                    self._positional_only += [name] if is_required else []
+                    fewest, most = fewest + is_required, most + 1
+                case _:  # by position or by name
+                    self._add_keyword(name, most, is_required)
+                    fewest, most = fewest + is_required, most + 1
         #: how many positional arguments fit when there is no keyword
         self.fewest = _NO_POSITION if needs_keyword else fewest
         self.most = _NO_POSITION if signature is None else most
 
-    def _take_keyword(self, name: str, position: int) -> None:
+    def _add_keyword(self, name: str, position: int, is_required: bool) -> None:
         if _is_allowed_keyword(name):
             self._positions[name] = position
+        if is_required:
+            self._required.append((name, position))
 
     def fit(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Can the method be called like this? Only names and numbers count, never types."""

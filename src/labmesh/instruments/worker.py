@@ -91,7 +91,8 @@ class DriverWorker:
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
-        self._threads_left = threads
+        #: started and not ended; counted on the loop
+        self._threads_left = 0
         self._threads = [
             threading.Thread(
                 target=self._serve, args=(slot,), name=f"labmesh-driver-{name}-{slot}", daemon=True
@@ -133,6 +134,7 @@ class DriverWorker:
         self._loop = loop
         for thread in self._threads:
             thread.start()
+            self._threads_left += 1
 
     def submit(self, job: Job) -> None:
         """Queue a call. Can be called in any thread.
@@ -189,9 +191,7 @@ class DriverWorker:
         """
         self._stop(Stopping(f"{self.name} is shutting down; this was not run"))
         self._deliver_all()
-        if self._loop is None:
-            self._threads_left = 0
-        elif self._threads_left and not self._closed:
+        if self._threads_left and not self._closed:
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._ended.wait()
@@ -271,12 +271,14 @@ class DriverWorker:
         # The loop lowers the flag before it looks, this thread looks at it after it has appended:
         # so a result is never left without a wake-up behind it. A wake-up too many is harmless.
         self._finished.append((job, outcome))
-        if not self._wake_is_sent:
-            self._wake_is_sent = True
-            if not self._call_on_loop(self._deliver):
-                # Nobody is left to hear of them: the calls that wait must not move an instrument.
-                log.warning("%s: the event loop was closed while its driver worked", self.name)
-                self._stop(Stopping(f"{self.name} has ended"))
+        assert self._loop is not None
+        if self._wake_is_sent and not self._loop.is_closed():
+            return
+        self._wake_is_sent = True
+        if not self._call_on_loop(self._deliver):
+            # Nobody is left to hear of them: the calls that wait must not move an instrument.
+            log.warning("%s: the event loop was closed while its driver worked", self.name)
+            self._stop(Stopping(f"{self.name} has ended"))
 
     def _end(self, runner: asyncio.Runner) -> None:
         try:
@@ -306,7 +308,7 @@ class DriverWorker:
                 continue
             try:
                 job.done(outcome)
-            except Exception:
+            except (Exception, asyncio.CancelledError):
                 # One callback must not cost the others of the batch their results.
                 log.exception("%s: the result of %s was lost", self.name, job.call.method)
         if self._finished and self._loop is not None:

@@ -190,6 +190,9 @@ def unpack_scalar(dtype: str, value: Any) -> Any:
     """
     text: type | None = {"S": bytes, "U": str}.get(dtype)
     if text is None:
+        # Many writers of JSON and MessagePack write 3.0 as 3.
+        if type(value) is int and dtype[1:2] == "f":
+            value = float(value)
         element = ArrayData(dtype, (), _packed(dtype, value))
         if _import_numpy() is not None:
             return unpack_array(element)[()]

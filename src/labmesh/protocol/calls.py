@@ -269,8 +269,10 @@ class Callee:
 
     def finish(self, open_call: OpenCall) -> bool:
         """The call ended; False: it had been ended before (there is nobody to tell)."""
-        if self._open.pop((open_call.peer, open_call.call.id), None) is not open_call:
+        key = (open_call.peer, open_call.call.id)
+        if self._open.get(key) is not open_call:
             return False
+        del self._open[key]
         left = self._count[open_call.peer] - 1
         if left:
             self._count[open_call.peer] = left

@@ -27,6 +27,7 @@ from labmesh.protocol.msgpack_values import PackedLeaves, Unpacking
 from labmesh.protocol.open_fields import rewritten
 from labmesh.protocol.refusals import FAULTS, Expected, Untyped, checked_header, is_json, refused
 from labmesh.protocol.values import Checking, Limits, Lowering
+from labmesh.protocol.vetting import vet
 
 __all__ = [
     "ArrayData",
@@ -109,6 +110,9 @@ class Codec:
             header = _write_json(lowered) if json else _pack(lowered)
         except _UNWRITABLE as cause:
             raise _unwritable(cause) from cause
+        finally:
+            # Kept here they would live on until the next message.
+            self._packed.buffers = []
         if len(header) > self._limits.max_header_bytes:
             raise TooLarge(
                 f"the header of this message would have {len(header)} bytes; the limit is "
@@ -152,6 +156,7 @@ class Codec:
         return Decoded(message, body, json)
 
     def _read_msgpack(self, header: Buffer) -> Message:
+        vet(header, self._limits)
         message: Message = self._msgpack.decode(header)
         self._checking.begin()
         return rewritten(message, self._checking)
@@ -233,6 +238,7 @@ def decode_value(frame: Buffer, *, json: bool | None = None, limits: Limits = _D
     try:
         if json:
             return Restoring(limits).any(_read_json(str(view, "utf-8")))
+        vet(view, limits)
         return Checking(limits).any(_unpack(view))
     except FAULTS as cause:
         raise refused(cause, view) from cause

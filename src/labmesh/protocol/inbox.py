@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from typing import Generic, TypeVar
 
 __all__ = ["Inbox"]
@@ -15,12 +15,18 @@ class Inbox(Generic[T]):
 
     An item with a key replaces older ones of its key once the queue is full (a state that nobody
     has looked at yet is worth nothing when there is a newer one). If that does not make room, the
-    oldest item goes. ``conflated`` and ``lost`` count both, so that nothing vanishes unseen.
+    oldest item goes. ``conflated`` and ``lost`` count both, so that nothing vanishes unseen. No
+    operation looks through the queue, so a full one costs its reader no more than an empty one.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._items: deque[tuple[str | None, T]] = deque()
+        self._arrived = 0
+        #: number of arrival → key, item; the oldest first
+        self._items: OrderedDict[int, tuple[str | None, T]] = OrderedDict()
+        self._newest: dict[str, int] = {}
+        #: items that have a newer one of their key behind them
+        self._superseded: set[int] = set()
         self.conflated = 0
         self.lost = 0
 
@@ -29,32 +35,38 @@ class Inbox(Generic[T]):
 
     def put(self, item: T, *, key: str | None = None) -> None:
         """Append an item."""
-        self._items.append((key, item))
+        self._arrived += 1
+        self._items[self._arrived] = (key, item)
+        if key is not None:
+            if key in self._newest:
+                self._superseded.add(self._newest[key])
+            self._newest[key] = self._arrived
         if len(self._items) > self._limit:
-            self._conflate()
-            while len(self._items) > self._limit:
-                self._items.popleft()
-                self.lost += 1
+            self._make_room()
 
     def take(self) -> list[T]:
         """All items, oldest first; the queue is empty then."""
-        items, self._items = self._items, deque()
-        return [item for _, item in items]
+        items, self._items = self._items, OrderedDict()
+        self._newest.clear()
+        self._superseded.clear()
+        return [item for _, item in items.values()]
 
     def pop(self) -> T:
         """The oldest item.
 
-        :raises IndexError: there is none.
+        :raises KeyError: there is none.
         """
-        return self._items.popleft()[1]
+        number, (key, item) = self._items.popitem(last=False)
+        self._superseded.discard(number)
+        if key is not None and self._newest[key] == number:
+            del self._newest[key]
+        return item
 
-    def _conflate(self) -> None:
-        newest: set[str] = set()
-        kept: deque[tuple[str | None, T]] = deque()
-        for key, item in reversed(self._items):
-            if key is None or key not in newest:
-                kept.appendleft((key, item))
-            if key is not None:
-                newest.add(key)
-        self.conflated += len(self._items) - len(kept)
-        self._items = kept
+    def _make_room(self) -> None:
+        for number in self._superseded:
+            del self._items[number]
+        self.conflated += len(self._superseded)
+        self._superseded.clear()
+        while len(self._items) > self._limit:
+            self.pop()
+            self.lost += 1

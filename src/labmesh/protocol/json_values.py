@@ -170,11 +170,7 @@ def _simple(value: Any) -> Any:
 
 def _scalar(content: Any) -> Any:
     scalar = msgspec.convert(content, _Scalar)
-    value = _simple(scalar.value)
-    # Many JSON writers write 3.0 as 3.
-    if type(value) is int and scalar.dtype[1:2] == "f":
-        value = float(value)
-    return unpack_scalar(scalar.dtype, value)
+    return unpack_scalar(scalar.dtype, _simple(scalar.value))
 
 
 def _moment(content: Any) -> datetime:

@@ -41,7 +41,11 @@ _TICK = timedelta(microseconds=1)
 _encode = msgspec.msgpack.Encoder().encode
 _decode_array = msgspec.msgpack.Decoder(tuple[str, list[int], bytes | int]).decode
 _decode_index = msgspec.msgpack.Decoder(int).decode
-_decode_list = msgspec.msgpack.Decoder(list[Any]).decode
+_decode_raws = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode_text = msgspec.msgpack.Decoder(str).decode
+_decode_float = msgspec.msgpack.Decoder(float).decode
+_decode_bytes = msgspec.msgpack.Decoder(bytes).decode
+_decode_plain = msgspec.msgpack.Decoder(str | int | float | bool).decode
 
 
 class PackedLeaves:
@@ -101,7 +105,7 @@ class Unpacking:
             LOCAL_TIME: lambda payload: _EPOCH + _MICROSECONDS.unpack(payload)[0] * _TICK,
             ARRAY: self._array,
             BUFFER: lambda payload: bytes(self._take(_decode_index(payload))),
-            SCALAR: self._scalar,
+            SCALAR: _scalar,
         }
 
     def begin(self, buffers: Sequence[Buffer]) -> None:
@@ -145,10 +149,14 @@ class Unpacking:
         buffer = flat_view(self._take(place)) if isinstance(place, int) else place
         return unpack_array(ArrayData(dtype, tuple(shape), buffer))
 
-    def _scalar(self, payload: memoryview) -> Any:
-        match _decode_list(payload):
-            case [str(dtype), value]:
-                return unpack_scalar(dtype, value)
-            case [str(dtype), float(real), float(imag)]:
-                return unpack_scalar(dtype, complex(real, imag))
-        raise ProtocolError("a numpy scalar is [dtype, value] or [dtype, real, imag]")
+
+def _scalar(payload: memoryview) -> Any:
+    match _decode_raws(payload):
+        case [dtype, value]:
+            kind = _decode_text(dtype)
+            read = _decode_bytes if kind == "S" else _decode_plain
+            return unpack_scalar(kind, read(value))
+        case [dtype, real, imag]:
+            number = complex(_decode_float(real), _decode_float(imag))
+            return unpack_scalar(_decode_text(dtype), number)
+    raise ProtocolError("a numpy scalar is [dtype, value] or [dtype, real, imag]")

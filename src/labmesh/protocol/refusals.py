@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from labmesh.errors import ProtocolError, TooLarge, UnsupportedVersion
 from labmesh.protocol.arrays import Buffer
+from labmesh.protocol.ids import ID_RULE
 from labmesh.protocol.messages import ID_PATTERN, PROTOCOL_VERSION, Message, Request
 
 __all__ = ["FAULTS", "Expected", "Untyped", "checked_header", "is_json", "refused"]
@@ -34,6 +35,8 @@ _LONE_SURROGATE = re.compile(
 )
 #: The longest quotation of what a peer sent.
 _QUOTED = 200
+#: An id of 64 characters in the longest spelling that JSON has for them.
+_SHORT = 1024
 
 
 class Untyped(Message, frozen=True, kw_only=True, tag=""):
@@ -42,14 +45,16 @@ class Untyped(Message, frozen=True, kw_only=True, tag=""):
 
 
 class _Envelope(Struct):
-    # What may be readable of a message that is not: whom to answer, and why not.
-    id: Any = None
-    version: Any = PROTOCOL_VERSION
-    type: Any = None
+    # What may be readable of a message that is not; as bytes, since they may be anything.
+    id: Raw = Raw()
+    version: Raw = Raw()
+    type: Raw = Raw()
 
 
 _peek_msgpack = msgspec.msgpack.Decoder(_Envelope).decode
 _peek_json = msgspec.json.Decoder(_Envelope).decode
+_read_msgpack = msgspec.msgpack.Decoder().decode
+_read_json = msgspec.json.Decoder().decode
 
 
 def is_json(header: Buffer) -> bool:
@@ -85,10 +90,7 @@ def refused(cause: BaseException, header: Buffer) -> ProtocolError:
     if isinstance(cause, UnicodeError) or (is_json(header) and _LONE_SURROGATE.search(header)):
         return ProtocolError("invalid unicode: text is UTF-8 without lone surrogates")
     if ID_PATTERN[:30] in str(cause):
-        return ProtocolError(
-            "an id has 1 to 128 ASCII letters, digits, '.', '_' or '-', begins with a letter or "
-            f"digit and does not end in '.'; this has another at {str(cause).rpartition(' ')[2]}"
-        )
+        return ProtocolError(f"this is no id, {str(cause).rpartition(' ')[2]}; the rule: {ID_RULE}")
     return ProtocolError(f"this cannot be decoded: {str(cause)[:_QUOTED]}")
 
 
@@ -101,8 +103,8 @@ class Expected:
 
     def check(self, message: Message) -> None:
         """Refuse a request of another protocol version."""
-        if isinstance(message, Request):
-            _check_version(message.version)
+        if isinstance(message, Request) and not _is_supported(message.version):
+            raise _unsupported(message.version)
         if isinstance(message, Untyped):
             raise self._unknown(message.__struct_config__.tag)
 
@@ -112,17 +114,15 @@ class Expected:
         Another protocol version comes first: it explains all other differences.
         """
         error = refused(cause, header)
-        envelope = _peek(header)
-        if envelope is not None:
-            try:
-                if self._requests:
-                    _check_version(envelope.version)
-                if error is not cause and envelope.type not in self._tags:
-                    error = self._unknown(envelope.type)
-            except UnsupportedVersion as unsupported:
-                error = unsupported
-            if isinstance(envelope.id, str) and 0 < len(envelope.id) <= 64:
-                error.detail["id"] = envelope.id
+        readable = _peek(header)
+        if readable is not None:
+            request_id, version, tag = readable
+            if self._requests and not _is_supported(version):
+                error = _unsupported(version)
+            elif error is not cause and tag not in self._tags:
+                error = self._unknown(tag)
+            if isinstance(request_id, str) and 0 < len(request_id) <= 64:
+                error.detail["id"] = request_id
         error.detail["json"] = is_json(header)
         return error
 
@@ -133,17 +133,33 @@ class Expected:
         return ProtocolError(f"{what}; this socket takes: {', '.join(self._tags)}")
 
 
-def _check_version(version: object) -> None:
-    if type(version) is not int or version != PROTOCOL_VERSION:
-        shown = repr(version)[:40] if isinstance(version, int | str | float) else "given"
-        raise UnsupportedVersion(
-            f"protocol version {shown} is not supported; supported: {PROTOCOL_VERSION}"
-        )
+def _is_supported(version: object) -> bool:
+    return type(version) is int and version == PROTOCOL_VERSION
 
 
-def _peek(header: Buffer) -> _Envelope | None:
+def _unsupported(version: object) -> UnsupportedVersion:
+    shown = repr(version)[:40] if isinstance(version, int | str | float) else "of this type"
+    return UnsupportedVersion(
+        f"protocol version {shown} is not supported; supported: {PROTOCOL_VERSION}"
+    )
+
+
+def _peek(header: Buffer) -> tuple[Any, Any, Any] | None:
+    """Id, version and type, each when it is there and short; None: nothing is readable."""
+    peek, read = (_peek_json, _read_json) if is_json(header) else (_peek_msgpack, _read_msgpack)
     try:
-        return _peek_json(header) if is_json(header) else _peek_msgpack(header)
+        envelope = peek(header)
+        return (
+            _short(envelope.id, read, None),
+            _short(envelope.version, read, PROTOCOL_VERSION),
+            _short(envelope.type, read, None),
+        )
     except FAULTS:
-        # Nothing is readable: the refusal goes out without an id.
+        # The refusal goes out without an id.
         return None
+
+
+def _short(field: Raw, read: Callable[[Raw], Any], absent: Any) -> Any:
+    if not len(field):
+        return absent
+    return read(field) if len(field) <= _SHORT else ()

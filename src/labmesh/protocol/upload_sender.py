@@ -67,6 +67,13 @@ class UploadSender:
         return self._acknowledged
 
     @property
+    def ended(self) -> bool:
+        """The source was read to its end, ``position``; so its digest is known, and belongs into
+        the next start: then a commit whose answer was lost is answered again.
+        """
+        return self._ended
+
+    @property
     def complete(self) -> bool:
         """Everything is sent and acknowledged: time to commit ``position`` bytes."""
         return self._granted and self._ended and self._acknowledged == self._position

@@ -4,9 +4,9 @@ Nothing above this seam knows paths or SQL. All methods are synchronous and may 
 a network: the bank calls them off its event loop.
 
 Threads: every method of a store and of a catalog may be called by any thread, and calls of
-different threads may overlap. The exceptions: calls on one :class:`Part` never overlap (different
-parts may be written at the same time), and ``close()`` is called when all other calls have
-returned.
+different threads may overlap. The exceptions: ``write()`` and ``finish()`` of one :class:`Part`
+never overlap (different parts may be written at the same time), though ``discard()`` may come at
+any moment; and ``close()`` is called when nobody begins anything new.
 
 The order of a commit, which makes an acknowledged dataset survive a power cut: ``part.finish()``
 returns, then ``catalog.add()`` returns, and only then the dataset is acknowledged and announced. A
@@ -56,7 +56,10 @@ class Part(Protocol):
         """
 
     def discard(self) -> None:
-        """Drop what was written. Harmless after ``finish()`` and twice; never raises."""
+        """Drop what was written, once the call that is under way has returned.
+
+        Harmless after ``finish()`` and twice; never raises.
+        """
 
 
 class BlobStore(Protocol):

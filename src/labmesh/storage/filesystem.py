@@ -177,6 +177,8 @@ class _FilePart:
         self._digest = hashlib.sha256()
         self._size = 0
         self._ended = False
+        # A file closed under a write would have that write land in whatever is opened next.
+        self._lock = threading.RLock()
         self._fd: int | None = ops.open(path, "create")
 
     @property
@@ -184,42 +186,45 @@ class _FilePart:
         return self._size
 
     def write(self, offset: int, piece: Piece) -> None:
-        fd = self._usable_fd()
-        if offset != self._size:
-            raise ValueError(f"the part continues at {self._size}, not at {offset}")
         view = memoryview(piece).cast("B")
-        try:
-            with storage_errors("write the dataset"):
-                write_all(self._ops, fd, offset, view)
-        except StorageError:
-            self.discard()
-            raise
-        self._digest.update(view)
-        self._size += len(view)
+        with self._lock:
+            fd = self._usable_fd()
+            if offset != self._size:
+                raise ValueError(f"the part continues at {self._size}, not at {offset}")
+            try:
+                with storage_errors("write the dataset"):
+                    write_all(self._ops, fd, offset, view)
+            except StorageError:
+                self.discard()
+                raise
+            self._digest.update(view)
+            self._size += len(view)
 
     def finish(self, size: int, sha256: str) -> None:
-        fd = self._usable_fd()
-        try:
-            check_finished(size, sha256, written=self._size, digest=self._digest.hexdigest())
-            with storage_errors("make the dataset durable"):
-                self._ops.fsync(fd)
-                self._fd = None  # gone, whatever close reports
-                self._ops.close(fd)
-                self._store.place(self._path, sha256)
-        except BaseException:
-            self.discard()
-            raise
-        self._ended = True
+        with self._lock:
+            fd = self._usable_fd()
+            try:
+                check_finished(size, sha256, written=self._size, digest=self._digest.hexdigest())
+                with storage_errors("make the dataset durable"):
+                    self._ops.fsync(fd)
+                    self._fd = None  # gone, whatever close reports
+                    self._ops.close(fd)
+                    self._store.place(self._path, sha256)
+            except BaseException:
+                self.discard()
+                raise
+            self._ended = True
         self._store.forget(self)
 
     def discard(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        if self._fd is not None:
-            close_quietly(self._ops, self._fd, self._path)
-            self._fd = None
-        remove_quietly(self._ops, self._path)
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            if self._fd is not None:
+                close_quietly(self._ops, self._fd, self._path)
+                self._fd = None
+            remove_quietly(self._ops, self._path)
         self._store.forget(self)
 
     def _usable_fd(self) -> int:

@@ -175,6 +175,7 @@ class _MemoryPart:
             self.discard()
 
     def discard(self) -> None:
+        # A write under way has its own reference, so that it ends where nobody looks.
         self._content = None
         self._store.forget(self)
 

@@ -90,15 +90,20 @@ class Authenticator:
 
     def _answer(self, frames: list[bytes]) -> list[bytes]:
         if len(frames) < 6 or frames[0] != b"1.0":
-            return [b"1.0", frames[1] if len(frames) > 1 else b"", b"500", b"bad request", b"", b""]
+            return _refusal(frames, b"500", "bad request")
         _, request_id, domain, address, _, mechanism, *credentials = frames
         where = address.decode("ascii", "replace")
-        admitted, text = admits(self._security, mechanism, where, credentials)
+        try:
+            admitted, text = admits(self._security, mechanism, where, credentials)
+        except Exception:
+            # Without this thread nobody gets in any more: it outlives a fault of our own.
+            log.exception("%s: the decision about %s failed", self._name, where)
+            return _refusal(frames, b"500", "internal error")
         if admitted:
             return [b"1.0", request_id, b"200", b"OK", text.encode(), b""]
         self.refused += 1
         self._report(where, domain.decode("utf-8", "replace"), text)
-        return [b"1.0", request_id, b"400", text.encode(), b"", b""]
+        return _refusal(frames, b"400", text)
 
     def _report(self, address: str, domain: str, why: str) -> None:
         """One log line an address: a refused peer tries again for ever."""
@@ -106,3 +111,8 @@ class Authenticator:
             return
         self._remembered.add(address)
         log.warning("%s refused %s on %s: %s", self._name, address, domain, why)
+
+
+def _refusal(frames: list[bytes], status: bytes, text: str) -> list[bytes]:
+    request_id = frames[1] if len(frames) > 1 else b""
+    return [b"1.0", request_id, status, text.encode(), b"", b""]

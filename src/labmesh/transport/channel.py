@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import zmq
 
 from labmesh.errors import TooLarge
+from labmesh.protocol.seldom import Seldom
 
 __all__ = ["Channel", "Frames"]
 
@@ -45,6 +48,11 @@ def receive(socket: zmq.Socket[bytes]) -> Frames:
     return frames
 
 
+def events_of(socket: zmq.Socket[bytes]) -> int:
+    """What the socket is ready for now."""
+    return cast(int, socket.getsockopt(zmq.EVENTS))
+
+
 class Channel:
     """Reads a socket and hands each whole message to ``on_message``, on the running loop.
 
@@ -63,9 +71,10 @@ class Channel:
         self._on_message = on_message
         self._name = name
         self._loop = asyncio.get_running_loop()
-        self._descriptor: int = socket.getsockopt(zmq.FD)
+        self._descriptor: int = socket.FD
         self._scheduled = False
         self._open = True
+        self._warnings = Seldom()
         self.dropped = 0
         self._loop.add_reader(self._descriptor, self.drain)
         self._look_again()
@@ -84,7 +93,7 @@ class Channel:
                 self._socket.send_multipart(frames, zmq.NOBLOCK, copy=copy)
             except zmq.Again:
                 # A send does not always look whether a new connection is there; this look does.
-                if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                if not events_of(self._socket) & zmq.POLLOUT:
                     return False
                 self._socket.send_multipart(frames, zmq.NOBLOCK, copy=copy)
         except zmq.Again:
@@ -100,7 +109,7 @@ class Channel:
     def drain(self) -> None:
         """Take what has arrived."""
         for _ in range(_BATCH):
-            if not self._open or not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not self._open or not events_of(self._socket) & zmq.POLLIN:
                 return
             try:
                 frames = receive(self._socket)
@@ -108,7 +117,8 @@ class Channel:
                 continue
             except TooLarge as exc:
                 self.dropped += 1
-                log.warning("%s: dropped %s", self._name, exc)
+                if self._warnings.due(time.monotonic()) is not None:
+                    log.warning("%s: dropped %s (%d so far)", self._name, exc, self.dropped)
                 continue
             try:
                 self._on_message(frames)

@@ -17,7 +17,8 @@ from typing import Literal
 import zmq
 from zmq.utils import z85
 
-from labmesh.errors import ConfigError
+from labmesh.errors import ConfigError, ProtocolError
+from labmesh.protocol.ids import check_id
 
 __all__ = ["KeyPair", "NetworkKeys", "Security"]
 
@@ -47,7 +48,8 @@ class NetworkKeys:
     def from_password(password: str, network: str) -> NetworkKeys:
         """Derive the keys (scrypt, 32 MiB, about 0.2 s)."""
         derived = hashlib.scrypt(
-            password.encode(),
+            # As the environment had it, also where it is not valid UTF-8.
+            password.encode("utf-8", "surrogateescape"),
             salt=f"labmesh/1/{network}".encode(),
             n=2**15,
             r=8,
@@ -85,17 +87,18 @@ class Security:
         insecure: bool | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Security:
-        """Settle the mode: argument, then environment, then default.
+        """Settle the mode: environment, then argument (a file's table), then default.
 
         ``LMH_SECURITY`` (auto, password, open), ``LMH_NETWORK`` (the network's name),
         ``LMH_INSECURE``, ``LMH_NETWORK_PASSWORD``. ``auto`` means *password* when there is one,
         else *open*.
 
-        :raises ConfigError: an unknown mode, or mode *password* without a password.
+        :raises ConfigError: an unknown mode, mode *password* without a password, or a name of the
+            network that is none.
         """
         password = environ.get("LMH_NETWORK_PASSWORD", "")
         wanted = environ.get("LMH_SECURITY") or mode or "auto"
-        name = environ.get("LMH_NETWORK") or network or "labmesh"
+        name = _network_name(environ.get("LMH_NETWORK") or network or "labmesh")
         if wanted == "auto":
             wanted = "password" if password else "open"
         if wanted == "open":
@@ -111,6 +114,13 @@ class Security:
             f"security mode {wanted!r} is not known; use 'auto', 'password' or 'open' "
             "(LMH_SECURITY, or [security] mode)"
         )
+
+
+def _network_name(name: str) -> str:
+    try:
+        return check_id(name, "the network's name (LMH_NETWORK)")
+    except ProtocolError as exc:
+        raise ConfigError(str(exc)) from exc
 
 
 def _insecure(argument: bool | None, environ: Mapping[str, str]) -> bool:

@@ -25,8 +25,9 @@ from labmesh.errors import (
 from labmesh.protocol.calls import Caller, ClockOffset
 from labmesh.protocol.codec import Buffer, Codec, Decoded
 from labmesh.protocol.messages import REPLIES, Call, Cancel, Failure, Ping, Pong, Reply, Request
+from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Channel, Frames
-from labmesh.transport.monitor import Health, Monitor, News
+from labmesh.transport.monitor import EVENTS, Health, Monitor, News
 from labmesh.transport.sockets import Sockets
 
 __all__ = ["Link"]
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=Reply)
 
 _REBUILD_S, _REBUILD_MAX_S = 0.1, 2.0
+#: A connection whose node does not answer a ping in so long is asked again, then made anew.
+_PING_AGAIN_S = 1.0
+_PINGS = 3
 _PING = "ping"
 
 
@@ -75,9 +79,11 @@ class Link:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._rebuilding: asyncio.TimerHandle | None = None
+        self._pinging: asyncio.TimerHandle | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._wrong_node: LabmeshError | None = None
         self._closed = False
+        self._warnings = Seldom()
         #: the node behind the link, known while it is up
         self.node_id = ""
         self.epoch = ""
@@ -96,7 +102,7 @@ class Link:
         if self._closed:
             return
         self._closed = True
-        for handle in (self._timer, self._rebuilding):
+        for handle in (self._timer, self._rebuilding, self._pinging):
             if handle is not None:
                 handle.cancel()
         self._end(self._caller.lost())
@@ -214,9 +220,9 @@ class Link:
     def _build(self) -> None:
         self._rebuilding = None
         self._health = Health(self.where, encrypted=self._sockets.security.keys is not None)
-        self._socket = self._sockets.connect(zmq.DEALER, self.endpoint)
+        self._socket, monitor = self._sockets.connect(zmq.DEALER, self.endpoint, EVENTS)
         self._channel = Channel(self._socket, self._take, name=self.where)
-        self._monitor = Monitor(self._sockets, self._socket, self._health, self._on_news)
+        self._monitor = Monitor(monitor, self._health, self._on_news)
 
     def _teardown(self) -> None:
         self._monitor.close()
@@ -228,7 +234,7 @@ class Link:
             return
         if news == "up":
             self._rebuild_s = _REBUILD_S
-            self._channel.send(self._codec.encode(Ping(id=_PING)))
+            self._ping(_PINGS)
         elif news is not None:
             # Replies that came in before the break are still good.
             self._channel.drain()
@@ -236,6 +242,19 @@ class Link:
             if news == "refused":
                 self._rebuild()
         self._wake()
+
+    def _ping(self, tries: int) -> None:
+        if self._pinging is not None:
+            self._pinging.cancel()
+            self._pinging = None
+        if self.up or self._closed or not self._health.up:
+            return
+        if tries == 0:
+            log.info("%s is connected, but does not answer: connecting anew", self.where)
+            self._rebuild()
+            return
+        self._channel.send(self._codec.encode(Ping(id=_PING)))
+        self._pinging = self._loop.call_later(_PING_AGAIN_S, self._ping, tries - 1)
 
     def _rebuild(self) -> None:
         if self._rebuilding is None:
@@ -314,7 +333,8 @@ class Link:
         try:
             decoded = self._codec.decode(frames)
         except ProtocolError as exc:
-            log.warning("%s sent a reply that cannot be read: %s", self.where, exc)
+            if self._warnings.due(self.heard_at) is not None:
+                log.warning("%s sent a reply that cannot be read: %s", self.where, exc)
             self._end_unreadable(exc)
             return
         message = decoded.message

@@ -11,7 +11,6 @@ from zmq.utils.monitor import parse_monitor_message
 
 from labmesh.errors import AuthenticationError, LabmeshError, LinkLost
 from labmesh.transport.channel import Channel, Frames
-from labmesh.transport.sockets import Sockets
 
 __all__ = ["EVENTS", "Health", "Monitor", "read_event"]
 
@@ -117,24 +116,24 @@ class Health:
 class Monitor:
     """Watches one connecting socket on the running loop.
 
+    :param socket: the monitor that came with the connecting socket.
     :param on_news: called with ``up``, ``down`` or ``refused`` and after each change of the reason
         with None.
     """
 
     def __init__(
         self,
-        sockets: Sockets,
         socket: zmq.Socket[bytes],
         health: Health,
         on_news: Callable[[News | None], None],
     ) -> None:
         self._health = health
         self._on_news = on_news
-        self._socket = sockets.monitor(socket, EVENTS)
+        self._socket = socket
         self._channel = Channel(self._socket, self._take, name=f"monitor of {health.where}")
 
     def close(self) -> None:
-        """Stop watching. Close the watched socket next."""
+        """Stop watching, and close the monitor. Close the watched socket next."""
         self._channel.close()
         self._socket.close()
 

@@ -17,6 +17,7 @@ from labmesh.protocol.addresses import Address
 from labmesh.protocol.codec import encode_stamp
 from labmesh.protocol.events import LastValues
 from labmesh.protocol.messages import LastEvent, Stamp
+from labmesh.protocol.seldom import Seldom
 from labmesh.protocol.topics import publishable
 from labmesh.transport.channel import Frames, receive
 from labmesh.transport.publisher import MAX_EVENT_BYTES
@@ -46,7 +47,7 @@ class Proxy:
         self._control, self._far = sockets.pair()
         self._lock = threading.Lock()
         self._last = LastValues()
-        self._last_warning = -1e9
+        self._warnings = Seldom()
         self.forwarded = 0
         #: events that were not of the right form, or under a topic that nobody may publish
         self.dropped = 0
@@ -61,7 +62,8 @@ class Proxy:
     def last(self, prefix: str, after: str) -> tuple[list[LastEvent], bool]:
         """A page of last values; True: there are more."""
         with self._lock:
-            return self._last.page(prefix, after)
+            events, more = self._last.page(prefix, after)
+        return events, more
 
     def forget(self, node_id: str) -> None:
         """A node has left: its last state is no longer the state of anything."""
@@ -135,7 +137,5 @@ class Proxy:
 
     def _drop(self, exc: ProtocolError) -> None:
         self.dropped += 1
-        now = time.monotonic()
-        if now - self._last_warning >= 1.0:
-            self._last_warning = now
+        if self._warnings.due(time.monotonic()) is not None:
             log.warning("broker dropped an event (%d so far): %s", self.dropped, exc)

@@ -14,7 +14,7 @@ from labmesh.protocol.codec import encode_event, encode_value
 from labmesh.protocol.events import Sequencer
 from labmesh.protocol.topics import topic
 from labmesh.transport.channel import Channel, Frames
-from labmesh.transport.monitor import Health, Monitor, News
+from labmesh.transport.monitor import EVENTS, Health, Monitor, News
 from labmesh.transport.sockets import Sockets
 
 __all__ = ["MAX_EVENT_BYTES", "Publisher"]
@@ -96,9 +96,9 @@ class Publisher:
     def _build(self) -> None:
         self._rebuilding = None
         self._health = Health(self._where, encrypted=self._sockets.security.keys is not None)
-        self._socket = self._sockets.connect(zmq.XPUB, self._endpoint)
+        self._socket, monitor = self._sockets.connect(zmq.XPUB, self._endpoint, EVENTS)
         self._channel = Channel(self._socket, self._take, name=self._where)
-        self._monitor = Monitor(self._sockets, self._socket, self._health, self._on_news)
+        self._monitor = Monitor(monitor, self._health, self._on_news)
 
     def _teardown(self, linger_ms: int = 0) -> None:
         self._monitor.close()

@@ -17,6 +17,7 @@ from labmesh.protocol.addresses import Address
 from labmesh.protocol.calls import admit
 from labmesh.protocol.codec import Buffer, Codec
 from labmesh.protocol.messages import Failure, Message, Ping, Pong, Reply, Request
+from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Channel, Frames
 from labmesh.transport.sockets import Sockets
 
@@ -73,8 +74,7 @@ class Service:
         self._pending: dict[bytes, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._name = f"{owner} ({role})"
-        self._last_warning = -1e9
-        self._unlogged = 0
+        self._warnings = Seldom()
         #: replies that their asker did not take, or messages that could not be read
         self.dropped = 0
         self._channel = Channel(self._socket, self._take, name=self._name)
@@ -186,12 +186,9 @@ class Service:
     def _warn(self, exc: ProtocolError) -> None:
         """Bad input is worth a line, not a line each."""
         self.dropped += 1
-        now = time.monotonic()
-        if now - self._last_warning < 1.0:
-            self._unlogged += 1
-            return
-        log.warning("%s: bad input (%d more since): %s", self._name, self._unlogged, exc)
-        self._last_warning, self._unlogged = now, 0
+        held_back = self._warnings.due(time.monotonic())
+        if held_back is not None:
+            log.warning("%s: bad input (%d more since): %s", self._name, held_back, exc)
 
 
 def failure(request_id: str, error: LabmeshError) -> Failure:

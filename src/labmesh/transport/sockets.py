@@ -13,11 +13,6 @@ from typing import Any
 
 import zmq
 
-try:
-    import resource
-except ImportError:  # Windows: it has no such limit
-    resource = None  # type: ignore[assignment]
-
 from labmesh.errors import ConfigError, Conflict, Forbidden, LabmeshError
 from labmesh.protocol.addresses import Address, parse_bind, parse_connect
 from labmesh.transport.auth import Authenticator
@@ -98,15 +93,16 @@ class Sockets:
         except zmq.ZMQError as exc:
             self.close(socket)
             raise _bind_error(exc, address, owner) from exc
-        bound = parse_bind(socket.last_endpoint.decode().rstrip("\0"))
+        bound = parse_bind(socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
         return socket, Address(address.host, bound.port)
 
-    def connect(self, kind: int, endpoint: str) -> Socket:
-        """A connecting socket. It queues nothing while there is no connection.
+    def connect(self, kind: int, endpoint: str, events: int) -> tuple[Socket, Socket]:
+        """A connecting socket, and the one that tells of its connections (close that one first).
 
-        Without ``IMMEDIATE`` a request that was made during an outage is delivered after it: a
-        command would run late. The size limit stays off here: on a connecting socket one
-        oversized message would end the connection for ever, silently.
+        It queues nothing while there is no connection: without ``IMMEDIATE`` a request that was
+        made during an outage is delivered after it, and a command would run late. The size limit
+        stays off here: on a connecting socket one oversized message would end the connection for
+        ever, silently.
         """
         socket = self._new(kind)
         socket.immediate = True
@@ -125,8 +121,11 @@ class Sockets:
         # "localhost" is ::1 first on many machines, where an IPv4 server would not be found.
         named = address.host != "localhost" and not _is_ip(address.host)
         socket.ipv6 = address.is_ipv6 or named
+        # Before connecting: a handshake on one machine is over before one can look.
+        monitor = socket.get_monitor_socket(events)
+        monitor.linger = 0
         socket.connect(endpoint)
-        return socket
+        return socket, monitor
 
     def pair(self) -> tuple[Socket, Socket]:
         """Two ends of a channel between two threads of this node."""
@@ -135,12 +134,6 @@ class Sockets:
         near.bind(endpoint)
         far.connect(endpoint)
         return near, far
-
-    def monitor(self, socket: Socket, events: int) -> Socket:
-        """The socket that tells of a socket's connections; close it before the socket."""
-        monitor = socket.get_monitor_socket(events)
-        monitor.linger = 0
-        return monitor
 
     def close(self, socket: Socket, linger_ms: int = 0) -> None:
         """Close one socket; ``linger_ms`` lets its last messages leave."""
@@ -219,7 +212,9 @@ def _bind_error(exc: zmq.ZMQError, address: Address, owner: str) -> LabmeshError
 
 def _raise_file_limit() -> None:
     """Each connection is a file descriptor: allow as many as the system lets us have."""
-    if resource is None:
+    try:
+        import resource
+    except ImportError:  # Windows: it has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

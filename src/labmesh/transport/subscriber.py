@@ -20,6 +20,7 @@ from labmesh.protocol.codec import decode_event
 from labmesh.protocol.events import Tracker
 from labmesh.protocol.inbox import Inbox
 from labmesh.protocol.messages import Event, LastEvent
+from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import receive
 from labmesh.transport.monitor import EVENTS, Health, read_event
 from labmesh.transport.sockets import Sockets
@@ -73,6 +74,7 @@ class Subscriber:
         self._scheduled = False
         self._prefixes: set[bytes] = set()
         self._closed = False
+        self._warnings = Seldom()
         #: messages that could not be read
         self.dropped = 0
         self.trouble: LabmeshError | None = None
@@ -141,9 +143,8 @@ class Subscriber:
 
     def _run_socket(self) -> bool:
         """Read one socket until it must be rebuilt (True) or the end (False)."""
-        socket = self._sockets.connect(zmq.SUB, self._endpoint)
+        socket, monitor = self._sockets.connect(zmq.SUB, self._endpoint, EVENTS)
         health = Health(self._where, encrypted=self._sockets.security.keys is not None)
-        monitor = self._sockets.monitor(socket, EVENTS)
         for prefix in self._prefixes:
             socket.setsockopt(zmq.SUBSCRIBE, prefix)
         poller = zmq.Poller()
@@ -162,8 +163,8 @@ class Subscriber:
                 if rebuild_at is not None and time.monotonic() >= rebuild_at:
                     return True
         finally:
-            self._sockets.close(socket)
             monitor.close()
+            self._sockets.close(socket)
 
     def _obey(self, socket: zmq.Socket[bytes]) -> bool:
         command = self._far.recv()
@@ -217,7 +218,8 @@ class Subscriber:
             seen = self._tracker.seen(name, event, snapshot=snapshot)
         except ProtocolError as exc:
             self.dropped += 1
-            log.warning("%s sent an event that cannot be read: %s", self._where, exc)
+            if self._warnings.due(time.monotonic()) is not None:
+                log.warning("%s sent an event that cannot be read: %s", self._where, exc)
             return
         if seen.new:
             received = Received(name, event, payload, seen.missed)

@@ -50,8 +50,11 @@ class Gate:
     def __init__(self) -> None:
         self._begun = threading.Event()
         self._may_end = threading.Event()
+        #: the one that is blocked
+        self.thread = threading.current_thread()
 
     def block(self) -> str:
+        self.thread = threading.current_thread()
         self._begun.set()
         assert self._may_end.wait(LIMIT_S)
         return "released"
@@ -345,36 +348,36 @@ def raising_in_coroutine(exc: BaseException) -> Callable[[], Any]:
     return method
 
 
-EXCEPTIONS: list[tuple[BaseException, type[BaseException]]] = [
-    (ValueError("too high"), ValueError),
-    (OwnError("x"), DriverError),
-    (Unspeakable(), DriverError),
-    (SystemExit(1), DriverError),
-    (KeyboardInterrupt(), DriverError),
-    (GeneratorExit(), DriverError),
-    (StopIteration(), DriverError),
-    (asyncio.CancelledError(), DriverError),
-    (BaseException("bare"), DriverError),
-    (MemoryError(), MemoryError),
-    (RecursionError("deep"), RecursionError),
-    (TimeoutError("no reply"), TimeoutError),
+EXCEPTIONS: list[tuple[Callable[[], BaseException], type[BaseException]]] = [
+    (lambda: ValueError("too high"), ValueError),
+    (lambda: OwnError("x"), DriverError),
+    (Unspeakable, DriverError),
+    (lambda: SystemExit(1), DriverError),
+    (KeyboardInterrupt, DriverError),
+    (GeneratorExit, DriverError),
+    (StopIteration, DriverError),
+    (asyncio.CancelledError, DriverError),
+    (lambda: BaseException("bare"), DriverError),
+    (MemoryError, MemoryError),
+    (RecursionError, RecursionError),
+    (lambda: TimeoutError("no reply"), TimeoutError),
 ]
 
 
-@pytest.mark.parametrize(("exc", "kind"), EXCEPTIONS, ids=lambda each: repr(each)[:30])
+@pytest.mark.parametrize(("exc", "kind"), EXCEPTIONS, ids=lambda each: each.__name__)
 @pytest.mark.parametrize("make", [raising, raising_in_coroutine])
 async def test_an_exception_ends_its_call_and_nothing_else(
     caller: Caller,
     make: Callable[[BaseException], Callable[[], Any]],
-    exc: BaseException,
+    exc: Callable[[], BaseException],
     kind: type[BaseException],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    error = (await caller.call(make(exc))).error
+    error = (await caller.call(make(exc()))).error
     assert isinstance(error, DriverError)
     assert isinstance(error, kind)
     assert (error.method, error.relay_id, error.executed) == ("method", "Inst-0", True)
-    assert "worker.py" not in error.remote_traceback
+    assert "instruments/worker.py" not in error.remote_traceback
     assert "asyncio/" not in error.remote_traceback
     assert await caller.call(value, 1) == Outcome(1)
     assert caplog.records == []
@@ -572,19 +575,27 @@ async def test_a_large_batch_leaves_room_for_other_work_and_flushes_in_between()
     assert await worker.close()
 
 
+def raising_when_told(exc: BaseException) -> Callable[[Outcome], None]:
+    def done(outcome: Outcome) -> None:
+        raise exc
+
+    return done
+
+
 async def test_a_callback_that_raises_costs_the_others_nothing(
     caller: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = Gate()
     caller.submit(gate.block)
     gate.wait_begun()
-    job = caller.job(value, 1)
-    job.done = lambda outcome: 1 / 0  # type: ignore[assignment, return-value]
-    caller.worker.submit(job)
+    for error in (ZeroDivisionError(), asyncio.CancelledError()):
+        job = caller.job(value, 1)
+        job.done = raising_when_told(error)
+        caller.worker.submit(job)
     caller.submit(value, 2)
     gate.release()
     assert await caller.wait(2) == ["released", 2]
-    assert "Inst-0: the result of value was lost" in caplog.text
+    assert caplog.text.count("Inst-0: the result of value was lost") == 2
 
 
 async def test_a_thread_that_waits_keeps_neither_results_nor_arguments_alive(
@@ -734,13 +745,14 @@ async def test_a_stuck_driver_is_left_behind_and_named(
     with caplog.at_level(logging.WARNING):
         assert not await worker.close(timeout_s=0.0)
     assert "Inst-0: its driver is still in sweep after 12.0 s" in caplog.text
-    assert "labmesh-driver-Inst-0" in caplog.text
+    assert f"thread {gate.thread.name} is left behind" in caplog.text
+    assert gate.thread.daemon
     assert not await worker.close()
 
     threads = [each for each in threading.enumerate() if each.name.startswith("labmesh-driver")]
-    assert [each.daemon for each in threads] == [True]
     gate.release()
-    threads[0].join(LIMIT_S)
+    for thread in threads:
+        thread.join(LIMIT_S)
     await asyncio.sleep(0)
     assert await worker.close()
     # What came after the end is told to nobody.
@@ -778,12 +790,35 @@ def test_a_loop_that_closed_meanwhile_ends_the_thread_and_runs_nothing_more(
         caller.submit(ran.append, 1)
 
     asyncio.run(main())
-    (thread,) = (t for t in threading.enumerate() if t.name.startswith("labmesh-driver"))
     gate.release()
-    thread.join(LIMIT_S)
-    assert not thread.is_alive()
+    gate.thread.join(LIMIT_S)
+    assert not gate.thread.is_alive()
     assert ran == []
     assert "the event loop was closed while its driver worked" in caplog.text
+
+
+def test_a_loop_that_closed_with_results_undelivered_runs_nothing_more() -> None:
+    ran: list[int] = []
+    first, second = Gate(), Gate()
+    loop = asyncio.new_event_loop()
+
+    async def main() -> None:
+        worker = DriverWorker("Inst-0")
+        worker.start(loop)
+        caller = Caller(worker)
+        caller.submit(first.block)
+        caller.submit(second.block)
+        caller.submit(ran.append, 1)
+
+    loop.run_until_complete(main())
+    first.release()
+    # The first call has asked the loop, which stands, to look; then the loop is closed.
+    second.wait_begun()
+    loop.close()
+    second.release()
+    second.thread.join(LIMIT_S)
+    assert not second.thread.is_alive()
+    assert ran == []
 
 
 async def test_every_job_ends_once_under_load_from_many_sides() -> None:

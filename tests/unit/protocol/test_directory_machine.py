@@ -134,7 +134,7 @@ class DirectoryMachine(RuleBasedStateMachine):
                     self.no_replaced_owner_had_shown_life(token, record, replaced)
                     replaced.clear()
                     self.answer(token)
-                    self.life.setdefault(incarnation(record), (self.step, self.now))
+                    self.life[incarnation(record)] = (self.step, self.now)
                 case Refused(token, error):
                     assert isinstance(token, int)
                     assert isinstance(error, Conflict | Busy | Cancelled)
@@ -218,4 +218,4 @@ class DirectoryMachine(RuleBasedStateMachine):
 
 
 TestDirectoryMachine = DirectoryMachine.TestCase
-TestDirectoryMachine.settings = settings(deadline=None, max_examples=60, stateful_step_count=40)
+TestDirectoryMachine.settings = settings(deadline=None, max_examples=100, stateful_step_count=40)

@@ -241,9 +241,7 @@ def test_only_so_many_uploads_are_open_at_once(bank: UploadReceiver) -> None:
     performed(bank, bank.start(start("scan-3"), None, 0.0))
 
 
-@pytest.mark.parametrize(
-    "bad", ["../../x", "/etc/passwd", "a/b", "..", "", "con.", "-rf", "%2e%2e"]
-)
+@pytest.mark.parametrize("bad", ["../../x", "/etc/passwd", "a/b", "..", "", "con.", "-rf", "%2e."])
 def test_an_id_that_breaks_the_rule_is_refused(bank: UploadReceiver, bad: str) -> None:
     refused(bank, ProtocolError, bank.start, start(bad), None, 0.0)
     if bad:

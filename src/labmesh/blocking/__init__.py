@@ -1,0 +1,1 @@
+"""The parts of the blocking facade: :mod:`labmesh.mesh` puts them together."""

@@ -1,0 +1,116 @@
+"""The command ``labmesh``: its commands, and how each of them ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cyclopts import App, CycloptsError, Group
+
+import labmesh
+from labmesh.cli import datasets, demonstration, diagnosis, mesh_commands, nodes, up
+from labmesh.cli.options import Options
+from labmesh.cli.outcomes import (
+    DONE,
+    EXIT_CODES,
+    INTERRUPTED,
+    OUTCOMES,
+    report,
+    usage_error,
+)
+from labmesh.cli.output import Output, never_fail_to_encode
+from labmesh.cli.running import log_to_stderr
+
+__all__ = ["app", "main"]
+
+_HELP = f"""A mesh over ZeroMQ for laboratory instruments.
+
+Begin with 'labmesh demo', then 'labmesh up'. Each command has its own --help, with an example.
+
+Exit codes: {"; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())}.
+"""
+
+
+def _build() -> App:
+    begin, use, run, look = (
+        Group("Begin", sort_key=1),
+        Group("Use a mesh", sort_key=2),
+        Group("Run nodes", sort_key=3),
+        Group("Look after it", sort_key=4),
+    )
+    root = App(
+        name="labmesh",
+        help=_HELP,
+        version=labmesh.__version__,
+        help_format="plaintext",
+    )
+    root.command(demonstration.demo, group=begin)
+    root.command(up.up, group=begin)
+    root.command(nodes.init, group=begin)
+    root.command(mesh_commands.ls, group=use)
+    root.command(mesh_commands.show, group=use)
+    root.command(mesh_commands.call, group=use)
+    root.command(mesh_commands.watch, group=use)
+    data = App(
+        name="data", help="Datasets: list, show, store, fetch.", group=use, help_format="plaintext"
+    )
+    data.command(datasets.ls, name="ls")
+    data.command(datasets.show, name="show")
+    data.command(datasets.put, name="put")
+    data.command(datasets.get, name="get")
+    root.command(data)
+    root.command(nodes.broker, group=run)
+    root.command(nodes.bank, group=run)
+    root.command(nodes.relay, group=run)
+    root.command(diagnosis.doctor, group=look)
+    root.register_install_completion_command(
+        help="Install completion of commands and options for this shell."
+    )
+    return root
+
+
+app = _build()
+
+
+def main(tokens: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code.
+
+    Expected errors are a line on stderr with what to try; any other one is a fault of labmesh and
+    comes out as it is.
+    """
+    never_fail_to_encode()
+    words = list(sys.argv[1:] if tokens is None else tokens)
+    try:
+        return _run(words)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has enough ('labmesh watch | head -1'). Python would complain
+        # once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _run(words: list[str]) -> int:
+    try:
+        command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    except CycloptsError as exc:
+        return usage_error(str(exc), words, Output(json="--json" in words))
+    options = bound.arguments.get("options")
+    if not isinstance(options, Options):
+        options = _default_options(command)
+    try:
+        if options is not None:
+            log_to_stderr(options.verbose, options.quiet)
+            options.prepare()
+            bound.arguments["options"] = options
+        result: Any = command(*bound.args, **bound.kwargs)
+    except tuple(OUTCOMES) as exc:
+        if isinstance(exc, BrokenPipeError):
+            raise
+        return report(
+            exc, (options or Options()).out, verbose=0 if not options else options.verbose
+        )
+    return result if isinstance(result, int) else DONE

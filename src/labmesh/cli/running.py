@@ -1,0 +1,173 @@
+"""How commands run: a client for as long as a question takes, nodes until they are told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+from labmesh.cli.options import BrokerOptions
+from labmesh.cli.outcomes import DONE
+from labmesh.cli.output import Output, printable
+from labmesh.client import DirectorClientAgent
+from labmesh.config import Config
+from labmesh.errors import LinkLost, StorageError
+from labmesh.node import Node
+
+__all__ = ["connected", "hold", "hold_open", "log_to_stderr", "run"]
+
+T = TypeVar("T")
+
+_PATIENCE_S = 2.0
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine to its end.
+
+    :raises KeyboardInterrupt: Ctrl-C, after everything was closed.
+    """
+    # On Windows ZeroMQ needs the selector loop. No policy is set: it would hold for others, too.
+    factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+@asynccontextmanager
+async def connected(options: BrokerOptions) -> AsyncIterator[DirectorClientAgent]:
+    """A client that is connected to the broker of these options.
+
+    :raises LinkLost: no broker; the text says where it was looked for, and who named that place.
+    """
+    candidate = options.candidate
+    client = DirectorClientAgent(
+        broker_rpc=candidate.rpc,
+        broker_xpub=candidate.xpub,
+        call_limit=options.settings.client.call_limit,
+        security=options.security,
+    )
+    try:
+        await client.connect(timeout=options.patience_s)
+    except LinkLost as exc:
+        text = f"{exc} (the address is from {candidate.source})"
+        raise type(exc)(text, **exc.detail) from exc
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def hold_open(
+    factories: Sequence[Callable[[], Node]],
+    ready: Callable[[], None],
+    out: Output,
+) -> None:
+    """Make and start nodes in order, call ``ready`` when all are, and keep them until SIGTERM.
+
+    When a node fails later, that is said, and the others go on; not without the first one. They
+    stop in reverse order.
+
+    :raises LabmeshError: a node could not be started or registered (then none of them stays up),
+        or the first one failed.
+    """
+    stop = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        stack.callback(_on_sigterm(stop))
+        nodes: list[Node] = []
+        for make in factories:
+            nodes.append(await stack.enter_async_context(make()))
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            if await _all_ready(nodes, stopped, out):
+                ready()
+                await _until_over(nodes, stopped, out)
+        finally:
+            stopped.cancel()
+
+
+async def _all_ready(nodes: Sequence[Node], stopped: asyncio.Future[Any], out: Output) -> bool:
+    """Wait until every node is registered; False: it was stopped before."""
+    waiting = asyncio.ensure_future(_each_ready(nodes))
+    try:
+        done, _ = await asyncio.wait(
+            [stopped, waiting], timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            out.say("no broker yet; serving meanwhile, and trying on (Ctrl-C stops it)")
+        await asyncio.wait([stopped, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            return False
+        await waiting
+        return True
+    finally:
+        waiting.cancel()
+
+
+async def _each_ready(nodes: Sequence[Node]) -> None:
+    for node in nodes:
+        await node.ready
+
+
+async def _until_over(nodes: Sequence[Node], stopped: asyncio.Future[Any], out: Output) -> None:
+    ends = {asyncio.ensure_future(node.wait_ended()): node for node in nodes}
+    try:
+        while not stopped.done():
+            await asyncio.wait([stopped, *ends], return_when=asyncio.FIRST_COMPLETED)
+            for end in [each for each in ends if each.done()]:
+                node = ends.pop(end)
+                if node is nodes[0]:
+                    await end
+                    return
+                out.trouble(f"{node.kind} {node.node_id} has ended: {end.exception()}")
+    finally:
+        for end in ends:
+            end.cancel()
+
+
+def _on_sigterm(stop: asyncio.Event) -> Callable[[], object]:
+    """Have SIGTERM set ``stop``; what is returned undoes it."""
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+    except NotImplementedError:  # Windows ends a process without asking it
+        return lambda: None
+    return lambda: loop.remove_signal_handler(signal.SIGTERM)
+
+
+def hold(
+    factories: Sequence[Callable[[], Node]], ready: Callable[[], None], out: Output, config: Config
+) -> int:
+    """:func:`hold_open` as a command: Ctrl-C and SIGTERM are its normal end.
+
+    :raises StorageError: the bank's folder cannot be used; the text names its key.
+    """
+    try:
+        run(hold_open(factories, ready, out))
+    except KeyboardInterrupt:
+        out.say("stopped")
+    except StorageError as exc:
+        place = f"{config.path}: [bank] default_data_dir" if config.path else "--data-dir"
+        raise type(exc)(f"{place}: {exc}", **exc.detail) from exc
+    return DONE
+
+
+class _OneLine(logging.Formatter):
+    """What others sent must not steer the terminal by way of a log line either."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def log_to_stderr(verbose: int, quiet: bool) -> None:
+    """Show the log: warnings, or more with ``-v`` and ``-vv``, or errors only with ``-q``."""
+    levels = (logging.WARNING, logging.INFO, logging.DEBUG)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    for each in list(root.handlers):
+        root.removeHandler(each)
+    root.addHandler(handler)
+    root.setLevel(logging.ERROR if quiet else levels[min(verbose, 2)])

@@ -1,0 +1,132 @@
+"""The queue in front of a slow reader: bounded, in order, the newest of each state, all counted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labmesh.protocol.inbox import Inbox
+
+
+def test_what_fits_comes_out_in_the_order_of_arrival() -> None:
+    inbox = Inbox[int](3)
+    for number in (1, 2, 3):
+        inbox.put(number, key="a")
+    assert len(inbox) == 3
+    assert inbox.pop() == 1
+    assert inbox.take() == [2, 3]
+    assert inbox.take() == []
+    assert (inbox.conflated, inbox.lost) == (0, 0)
+
+
+def test_an_empty_queue_has_no_oldest_item() -> None:
+    with pytest.raises(KeyError):
+        Inbox[int](1).pop()
+
+
+def test_a_full_queue_keeps_the_newest_of_each_state() -> None:
+    inbox = Inbox[str](4)
+    for key in "aabb":
+        inbox.put(f"{key}{len(inbox)}", key=key)
+    inbox.put("a4", key="a")
+    assert inbox.take() == ["b3", "a4"]
+    assert (inbox.conflated, inbox.lost) == (3, 0)
+
+
+def test_items_without_a_key_are_never_replaced() -> None:
+    inbox = Inbox[str](3)
+    inbox.put("a0", key="a")
+    inbox.put("dataset 1")
+    inbox.put("dataset 2")
+    inbox.put("a1", key="a")
+    assert inbox.take() == ["dataset 1", "dataset 2", "a1"]
+    assert (inbox.conflated, inbox.lost) == (1, 0)
+
+
+def test_where_nothing_can_be_replaced_the_oldest_goes() -> None:
+    inbox = Inbox[str](2)
+    inbox.put("a", key="a")
+    inbox.put("dataset 1")
+    inbox.put("dataset 2")
+    inbox.put("dataset 3")
+    assert inbox.take() == ["dataset 2", "dataset 3"]
+    assert (inbox.conflated, inbox.lost) == (0, 2)
+
+
+def test_a_state_that_was_taken_replaces_nothing() -> None:
+    inbox = Inbox[str](2)
+    inbox.put("a0", key="a")
+    assert inbox.pop() == "a0"
+    inbox.put("a1", key="a")
+    inbox.put("b0", key="b")
+    assert inbox.take() == ["a1", "b0"]
+    inbox.put("a2", key="a")
+    inbox.put("dataset 1")
+    inbox.put("dataset 2")
+    assert inbox.take() == ["dataset 1", "dataset 2"]
+    assert (inbox.conflated, inbox.lost) == (0, 1)
+
+
+def test_a_queue_without_room_loses_everything_and_says_so() -> None:
+    inbox = Inbox[int](0)
+    inbox.put(1)
+    inbox.put(2, key="a")
+    assert len(inbox) == 0
+    assert inbox.lost == 2
+
+
+def test_what_is_remembered_about_keys_is_bounded_by_the_queue() -> None:
+    inbox = Inbox[int](10)
+    for number in range(1000):
+        inbox.put(number, key=str(number))
+        inbox.put(number, key="again and again")
+    assert len(inbox) == 10
+    assert len(inbox._newest) <= 10
+    assert len(inbox._superseded) <= 10
+    inbox.take()
+    assert (inbox._newest, inbox._superseded) == ({}, set())
+
+
+class Simple:
+    """The same queue, written to be read."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.items: list[tuple[str | None, int]] = []
+        self.conflated = self.lost = 0
+
+    def put(self, item: int, key: str | None) -> None:
+        self.items.append((key, item))
+        if len(self.items) <= self.limit:
+            return
+        keys = [key for key, _ in self.items]
+        kept = [
+            each
+            for index, each in enumerate(self.items)
+            if each[0] is None or each[0] not in keys[index + 1 :]
+        ]
+        self.conflated += len(self.items) - len(kept)
+        self.lost += max(0, len(kept) - self.limit)
+        self.items = kept[-self.limit :]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    limit=st.integers(1, 5),
+    moves=st.lists(st.sampled_from(["a", "b", "c", None, "pop", "take"]), max_size=60),
+)
+def test_it_does_what_the_simple_one_does(limit: int, moves: list[str | None]) -> None:
+    inbox, simple = Inbox[int](limit), Simple(limit)
+    for number, move in enumerate(moves):
+        if move == "take":
+            assert inbox.take() == [item for _, item in simple.items]
+            simple.items = []
+        elif move == "pop":
+            if simple.items:
+                assert inbox.pop() == simple.items.pop(0)[1]
+        else:
+            inbox.put(number, key=move)
+            simple.put(number, move)
+        assert len(inbox) == len(simple.items)
+        assert (inbox.conflated, inbox.lost) == (simple.conflated, simple.lost)
