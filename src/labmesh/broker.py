@@ -45,6 +45,8 @@ __all__ = ["DirectoryBroker"]
 log = logging.getLogger(__name__)
 
 _PROBE_S = 1.0
+#: The broker looks at the time at least so often, so that it sees when it stood still itself.
+_TICK_S = 1.0
 
 
 class DirectoryBroker(Node):
@@ -91,7 +93,6 @@ class DirectoryBroker(Node):
 
     async def _open(self) -> None:
         rpc, xsub, xpub = self._binds
-        self._directory = Directory(ttl_s=self._ttl_s, probe_s=_PROBE_S)
         self._sequencer = Sequencer(self.node_id, self.epoch)
         self._directory_moved = asyncio.Event()
         self._proxy = Proxy(self._sockets, xsub, xpub, epoch=self.epoch)
@@ -105,9 +106,20 @@ class DirectoryBroker(Node):
             epoch=self.epoch,
             handle=self._handle,
         )
+        self._directory = Directory(
+            ttl_s=self._ttl_s, probe_s=_PROBE_S, own_endpoints=self._own_endpoints()
+        )
+        self._awake_at = time.monotonic()
         self._spawn(self._expire(), "expiry")
         self._set_ready()
         log.info("broker: requests at %s, events at %s and %s", self.rpc, self.xsub, self.xpub)
+
+    def _own_endpoints(self) -> list[str]:
+        addresses = (self.rpc, self.xsub, self.xpub)
+        return [
+            str(Address("127.0.0.1" if each.is_wildcard else each.host, each.port))
+            for each in addresses
+        ]
 
     async def _close(self) -> None:
         if hasattr(self, "_service"):
@@ -116,7 +128,7 @@ class DirectoryBroker(Node):
             self._proxy.close()
 
     def _handle(self, request: Request, _body: memoryview | None, origin: Origin) -> Answer:
-        now = time.monotonic()
+        now = self._wake()
         match request:
             case Hello():
                 self._perform(self._directory.hello(request.node, origin, now))
@@ -128,7 +140,6 @@ class DirectoryBroker(Node):
                 self._perform(self._directory.goodbye(request.node_id, request.node_epoch, now))
                 return Done(id=request.id)
             case ListNodes():
-                self._perform(self._directory.expire(now))
                 return NodeList(
                     id=request.id, broker_epoch=self.epoch, nodes=self._directory.nodes()
                 )
@@ -196,13 +207,23 @@ class DirectoryBroker(Node):
         while True:
             self._directory_moved.clear()
             deadline = self._directory.next_deadline()
+            now = time.monotonic()
+            wait_s = _TICK_S if deadline is None else min(_TICK_S, max(0.0, deadline - now))
             try:
-                async with asyncio.timeout(
-                    None if deadline is None else max(0.0, deadline - time.monotonic())
-                ):
+                async with asyncio.timeout(wait_s):
                     await self._directory_moved.wait()
             except TimeoutError:
-                self._perform(self._directory.expire(time.monotonic()))
+                self._perform(self._directory.expire(self._wake()))
+
+    def _wake(self) -> float:
+        """The time now. A broker that stood still (stopped, suspended) excuses its nodes."""
+        now = time.monotonic()
+        paused_s = now - self._awake_at - _TICK_S
+        if paused_s > _TICK_S:
+            log.warning("the broker stood still for %.1f s; its nodes are excused", paused_s)
+            self._directory.excuse(paused_s)
+        self._awake_at = now
+        return now
 
     def _status(self, request_id: str) -> Status:
         nodes = self._directory.nodes()

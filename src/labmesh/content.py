@@ -188,6 +188,7 @@ class MemorySink:
 
     def __init__(self) -> None:
         self._content = bytearray()
+        self._kept = False
 
     def write(self, piece: Piece) -> None:
         self._content += piece
@@ -196,10 +197,11 @@ class MemorySink:
         return hashlib.sha256(self._content).hexdigest()
 
     def keep(self) -> None:
-        """Nothing is left to do."""
+        self._kept = True
 
     def discard(self) -> None:
-        self._content = bytearray()
+        if not self._kept:
+            self._content = bytearray()
 
     @property
     def content(self) -> bytes:
@@ -231,7 +233,8 @@ class FileSink:
         _sync_folder(self.path.parent)
 
     def discard(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is left in its buffer is not wanted
+            self._file.close()
         with contextlib.suppress(FileNotFoundError):
             self._part.unlink()
 

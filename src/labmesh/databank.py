@@ -55,7 +55,7 @@ _INGEST_PENDING = 64
 _RETRIEVE_PENDING = 16
 _UNANNOUNCED = 10_000
 #: A page of records ends where it would grow beyond this; the next page goes on there.
-_PAGE_BYTES = 2**20
+_PAGE_BYTES = 2**19
 
 
 class DataBank(Member):

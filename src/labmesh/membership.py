@@ -96,14 +96,7 @@ class Member(Node):
         raise NotImplementedError
 
     def _join(self) -> None:
-        """Begin to register and to publish; called when everything is bound."""
-        self._publisher = Publisher(
-            self._sockets,
-            self._broker_events,
-            node_id=self.node_id,
-            epoch=self.epoch,
-            on_up=self._events_up,
-        )
+        """Begin to register; called when everything is bound."""
         self._broker = Link(
             self._sockets,
             self._broker_rpc,
@@ -188,6 +181,15 @@ class Member(Node):
             log.info("%s is registered with the broker at %s", self.node_id, self._broker_rpc)
         self._registered_with = welcome.broker_epoch
         self._heartbeat_at = time.monotonic()
+        if self._publisher is None:
+            # Not before: until the broker has said so, the id may be another node's.
+            self._publisher = Publisher(
+                self._sockets,
+                self._broker_events,
+                node_id=self.node_id,
+                epoch=self.epoch,
+                on_up=self._events_up,
+            )
         self._set_ready()
 
     async def _beat(self, broker: Link) -> None:

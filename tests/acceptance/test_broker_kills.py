@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.support.networks import Network, time_of
 from tests.support.processes import Line, Process, Start
 
@@ -31,7 +30,7 @@ def test_every_node_is_back_after_20_broker_kills(start: Start, tmp_path: Path) 
 def kill_brokers(
     start: Start, folder: Path, *, kills: int, relays: int, banks: int, clients: int
 ) -> None:
-    """Kill −9 the broker under load, again and again; every node is back, none was restarted."""
+    """Kill -9 the broker under load, again and again; every node is back, none was restarted."""
     network = Network(start, folder, heartbeat_s=HEARTBEAT_S)
     broker = network.broker()
     relay_ids = [f"Inst-{number}" for number in range(relays)]

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from labmesh import DirectorClientAgent
-from labmesh.util import read_toml_config
 from tests.support.processes import (
     Process,
     program,
     specification_folder,
     specification_toml,
 )
+
+from labmesh import DirectorClientAgent
+from labmesh.util import read_toml_config
 
 PROGRAMS = ("broker", "bank", "relay", "client")
 ORDERS = list(itertools.permutations(PROGRAMS))
@@ -198,9 +198,7 @@ def test_ctrl_c_ends_each_program_with_nothing_but_a_keyboard_interrupt(lab: Lab
         process = started[name]
         process.interrupt()
         assert process.wait_end(END_S) in (-signal.SIGINT, 128 + signal.SIGINT)
-        raised = [
-            line for line in process.errors.splitlines() if line and not line.startswith(" ")
-        ]
+        raised = [line for line in process.errors.splitlines() if line and not line.startswith(" ")]
         allowed = ("Traceback", "During handling", "KeyboardInterrupt", "asyncio.exceptions.Cancel")
         assert [line for line in raised if not line.startswith(allowed)] == []
         assert raised[-1] == "KeyboardInterrupt"

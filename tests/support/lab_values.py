@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 _NUMBERS = ["|b1", "|i1", "|u1", "<i2", ">i4", "<i8", "<u4", ">u8", "<f2", "<f4", ">f8", "<c8"]
-_TIMES = ["<M8[ns]", ">M8[25s]", "<m8[us]", "<M8"]
+_TIMES = ["<M8[ns]", ">M8[25s]", "<m8[us]", "<m8"]
 
 
 def same(sent: Any, received: Any) -> bool:
@@ -55,7 +55,7 @@ _arrays_of_numbers = st.builds(_array_of_bytes, st.sampled_from(_NUMBERS + _TIME
 _arrays_of_text = st.lists(st.text(max_size=5), min_size=1, max_size=5).map(
     lambda texts: np.array([text.rstrip("\0") or "x" for text in texts])
 )
-arrays = _arrays_of_numbers | _arrays_of_text
+arrays = _arrays_of_numbers | _arrays_of_text | st.just(np.array(["NaT"], "M8"))
 
 _elements = st.builds(
     lambda dtype, raw: _array_of_bytes(dtype, [1], raw)[0],

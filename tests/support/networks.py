@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from labmesh import DirectorClientAgent
 from tests.support.processes import Process, Start, free_ports, program
+
+from labmesh import DirectorClientAgent
 
 BEGIN_S = 15.0
 

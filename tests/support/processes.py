@@ -61,7 +61,9 @@ class Process:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self._command = [sys.executable, *(os.fspath(each) for each in arguments)]
-        self.name = " ".join(Path(each).name for each in self._command[1:3])[:60]
+        self.name = " ".join(
+            [Path(self._command[1]).name, *(each[:60] for each in self._command[2:4])]
+        )
         self._cwd = cwd
         self._environ = environment(environ)
         self._changed = threading.Condition()

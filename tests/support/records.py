@@ -1,10 +1,14 @@
-"""Builders of directory lines."""
+"""Builders of directory lines, and of what the directory does about them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from labmesh.protocol.messages import Epoch, NodeId, NodeRecord
+from msgspec.structs import replace
+
+from labmesh.errors import LabmeshError
+from labmesh.protocol.directory import Changed, Effect, Probe, Refused
+from labmesh.protocol.messages import Epoch, NodeId, NodeRecord, PresenceChange
 
 
 def relay(
@@ -26,3 +30,30 @@ def bank(
     }
     fields = {"endpoints": endpoints, "host": "store", "pid": 77, **more}
     return NodeRecord(node_id=NodeId(node_id), kind="bank", epoch=Epoch(epoch), **fields)
+
+
+def joined(record: NodeRecord) -> Changed:
+    return Changed(PresenceChange(node=record, change="joined"))
+
+
+def left(record: NodeRecord, reason: str) -> Changed:
+    return Changed(PresenceChange(node=record, change="left", reason=reason))
+
+
+def suspected(record: NodeRecord) -> Changed:
+    return Changed(PresenceChange(node=replace(record, state="suspect"), change="suspect"))
+
+
+def back(record: NodeRecord) -> Changed:
+    return Changed(PresenceChange(node=record, change="back"))
+
+
+def refusal(effects: list[Effect], token: object) -> LabmeshError:
+    """The error with which this asker was refused."""
+    (error,) = [each.error for each in effects if isinstance(each, Refused) and each.token == token]
+    return error
+
+
+def probe(effects: list[Effect]) -> Probe:
+    (only,) = [each for each in effects if isinstance(each, Probe)]
+    return only

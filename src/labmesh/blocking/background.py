@@ -85,7 +85,7 @@ class BackgroundLoop:
             raise
 
     def enter(self, context: AbstractAsyncContextManager[T]) -> T:
-        """Enter a context manager on the loop; it is left when the loop ends, the last one first."""
+        """Enter a context manager on the loop, which leaves it at its end (the last one first)."""
         return self.run(self._stack.enter_async_context(context))
 
     def request_close(self) -> None:
@@ -120,16 +120,17 @@ class BackgroundLoop:
                 "a callback runs on the mesh's own thread, where a blocking call would wait for "
                 "itself: do it in another thread"
             )
-        # Under the lock, so that nothing is handed over behind the order to stop.
-        with self._lock:
-            if not self.closed:
-                return asyncio.run_coroutine_threadsafe(self._owned(work), self._loop)
-        work.close()
         if self._process != os.getpid():
+            work.close()
             raise NotSent(
                 "this mesh was connected in the process that this one was forked from: connect "
                 "again, in this process"
             )
+        # Under the lock, so that nothing is handed over behind the order to stop.
+        with self._lock:
+            if not self._closing:
+                return asyncio.run_coroutine_threadsafe(self._owned(work), self._loop)
+        work.close()
         raise NotSent("this mesh is closed; connect again")
 
     def _check_alive(self, future: Future[Any]) -> None:

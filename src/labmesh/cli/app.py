@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from cyclopts import App, CycloptsError, Group
 
 import labmesh
-from labmesh.cli import datasets, demonstration, diagnosis, mesh_commands, nodes, up
+from labmesh.cli import datasets, mesh_commands, nodes
+from labmesh.cli.demo import demo
+from labmesh.cli.doctor import doctor
 from labmesh.cli.options import Options
 from labmesh.cli.outcomes import (
     DONE,
@@ -22,6 +23,7 @@ from labmesh.cli.outcomes import (
 )
 from labmesh.cli.output import Output, never_fail_to_encode
 from labmesh.cli.running import log_to_stderr
+from labmesh.cli.up import up
 
 __all__ = ["app", "main"]
 
@@ -46,8 +48,8 @@ def _build() -> App:
         version=labmesh.__version__,
         help_format="plaintext",
     )
-    root.command(demonstration.demo, group=begin)
-    root.command(up.up, group=begin)
+    root.command(demo, group=begin)
+    root.command(up, group=begin)
     root.command(nodes.init, group=begin)
     root.command(mesh_commands.ls, group=use)
     root.command(mesh_commands.show, group=use)
@@ -64,7 +66,7 @@ def _build() -> App:
     root.command(nodes.broker, group=run)
     root.command(nodes.bank, group=run)
     root.command(nodes.relay, group=run)
-    root.command(diagnosis.doctor, group=look)
+    root.command(doctor, group=look)
     root.register_install_completion_command(
         help="Install completion of commands and options for this shell."
     )
@@ -98,19 +100,17 @@ def _run(words: list[str]) -> int:
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except CycloptsError as exc:
         return usage_error(str(exc), words, Output(json="--json" in words))
+    bound.apply_defaults()
     options = bound.arguments.get("options")
-    if not isinstance(options, Options):
-        options = _default_options(command)
+    if not isinstance(options, Options):  # --help, --version, --install-completion
+        command(*bound.args, **bound.kwargs)
+        return DONE
     try:
-        if options is not None:
-            log_to_stderr(options.verbose, options.quiet)
-            options.prepare()
-            bound.arguments["options"] = options
-        result: Any = command(*bound.args, **bound.kwargs)
+        log_to_stderr(options.verbose, options.quiet)
+        options.prepare()
+        exit_code: int = command(*bound.args, **bound.kwargs)
     except tuple(OUTCOMES) as exc:
-        if isinstance(exc, BrokenPipeError):
+        if type(exc) is BrokenPipeError:  # a driver's own comes as a subclass
             raise
-        return report(
-            exc, (options or Options()).out, verbose=0 if not options else options.verbose
-        )
-    return result if isinstance(result, int) else DONE
+        return report(exc, options.out, verbose=options.verbose)
+    return exit_code

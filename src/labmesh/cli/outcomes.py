@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from labmesh.cli.output import Output
@@ -42,6 +42,7 @@ __all__ = [
     "Outcome",
     "outcome_of",
     "report",
+    "usage_error",
 ]
 
 DONE, FAILED, USAGE, NOT_FOUND, REFUSED, NO_ANSWER, DRIVER_RAISED, CHECKSUM = range(8)
@@ -143,13 +144,9 @@ def _text(error: BaseException) -> str:
     return str(error)
 
 
-def usage_error(text: str, out: Output) -> int:
-    """Tell of wrong usage; the exit code."""
-    command = "labmesh " + " ".join(_command_words(sys.argv[1:]))
-    out.error(text, f"see '{command.strip()} --help'", exit_code=USAGE, name="usage")
+def usage_error(text: str, words: Sequence[str], out: Output) -> int:
+    """Tell of wrong usage of these words; the exit code."""
+    names = [each for each in words[: 2 if words[0] == "data" else 1] if each.isalpha()]
+    command = " ".join(["labmesh", *names])
+    out.error(text, f"see '{command} --help'", exit_code=USAGE, name="usage")
     return USAGE
-
-
-def _command_words(tokens: list[str]) -> list[str]:
-    words = tokens[:2] if tokens[:1] == ["data"] else tokens[:1]
-    return [each for each in words if each.isalpha()]

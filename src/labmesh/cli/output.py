@@ -169,10 +169,16 @@ class TransferProgress:
         return bar
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Instead of an exit of its own with code 1: this is no failure, and others want to close.
+        raise BrokenPipeError
+
+
 def _console(stream: IO[str]) -> Console:
     """A console that is coloured on a terminal only, and not where NO_COLOR is set."""
     on_terminal = stream.isatty()
-    return Console(
+    return _Console(
         file=stream,
         force_terminal=on_terminal,
         no_color=True if os.environ.get("NO_COLOR") else None,

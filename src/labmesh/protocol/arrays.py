@@ -170,6 +170,8 @@ def _check_elements(numpy: Any, array: Any, dtype: str) -> None:
             raise ProtocolError("invalid unicode in an array of text")
     elif dtype == "|b1" and (array.reshape(-1).view(numpy.uint8) > 1).any():
         raise ProtocolError("an array of bool has a byte that is neither 0 nor 1")
+    elif dtype[1:] == "M8" and not numpy.isnat(array).all():
+        raise ProtocolError("an array of datetime64 without a unit has elements other than NaT")
 
 
 def pack_scalar(scalar: Any) -> tuple[str, Any]:

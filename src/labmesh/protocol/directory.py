@@ -193,6 +193,12 @@ class Directory:
             effects += self._release(entry, now)
         return effects
 
+    def excuse(self, paused_s: float) -> None:
+        """The broker itself stood still for so long: its nodes were not silent, it was deaf."""
+        for entry in self._entries.values():
+            entry.beat_at += paused_s
+            self._set_alarm(entry)
+
     def next_deadline(self) -> float | None:
         """When :meth:`expire` next has something to do."""
         due = (self._alarms.first(), next(iter(self._probes.values()), None))
@@ -329,7 +335,6 @@ class Directory:
         del self._entries[entry.record.node_id]
         for claim in _claims(entry.record):
             del self._owners[claim]
-        self._close_probe(entry)
         self._alarms.drop(entry.record.node_id)
         return Changed(PresenceChange(node=entry.record, change="left", reason=reason))
 
@@ -386,7 +391,7 @@ def _conflict(newcomer: NodeRecord, owner: NodeRecord) -> Conflict:
     """Who holds what the newcomer claims, and the way out."""
     endpoint = next(iter(owner.endpoints.values()))
     what = f"id {newcomer.node_id} is taken by a live {owner.kind}"
-    way_out = f"another id (--{newcomer.kind}_id ...)"
+    way_out = f"another id ({newcomer.kind}_id)"
     if owner.node_id != newcomer.node_id:
         held = owner.endpoints.values()
         name, endpoint = next(each for each in newcomer.endpoints.items() if each[1] in held)

@@ -27,7 +27,7 @@ _Id = Meta(pattern=ID_PATTERN, max_length=128)
 _Epoch = Meta(max_length=64)
 _ShortText = Meta(max_length=256)
 _LongText = Meta(max_length=65_536)
-_Sha256 = Meta(pattern=r"^[0-9a-f]{64}$")
+_Sha256 = Meta(pattern=r"^[0-9a-f]{64}\Z")
 _Size = Meta(ge=0, le=2**53)
 
 NodeKind = Literal["broker", "relay", "bank"]

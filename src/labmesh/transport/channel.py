@@ -58,6 +58,8 @@ class Channel:
 
     :param on_message: a plain function; it must not block. What it raises is logged: no input may
         end the reader.
+    :param on_writable: called once the socket takes messages again after a :meth:`send` that it
+        did not take.
     """
 
     def __init__(
@@ -66,9 +68,12 @@ class Channel:
         on_message: Callable[[Frames], None],
         *,
         name: str,
+        on_writable: Callable[[], None] | None = None,
     ) -> None:
         self._socket = socket
         self._on_message = on_message
+        self._on_writable = on_writable
+        self._is_full = False
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._descriptor: int = socket.FD
@@ -87,6 +92,11 @@ class Channel:
 
     def send(self, frames: Sequence[bytes | bytearray | memoryview]) -> bool:
         """Send one message now; False: there is no connection, or its peer does not keep up."""
+        sent = self._try_to_send(frames)
+        self._is_full = self._is_full or not sent
+        return sent
+
+    def _try_to_send(self, frames: Sequence[bytes | bytearray | memoryview]) -> bool:
         copy = _all_small(frames)
         try:
             try:
@@ -106,11 +116,18 @@ class Channel:
             self._look_again()
         return True
 
-    def drain(self) -> None:
-        """Take what has arrived."""
+    def drain(self) -> bool:
+        """Take what has arrived, up to a bound; True: there may be more, which is taken soon."""
         for _ in range(_BATCH):
-            if not self._open or not events_of(self._socket) & zmq.POLLIN:
-                return
+            if not self._open:
+                return False
+            events = events_of(self._socket)
+            if self._is_full and events & zmq.POLLOUT:
+                self._is_full = False
+                self._room_again()
+                continue
+            if not events & zmq.POLLIN:
+                return False
             try:
                 frames = receive(self._socket)
             except zmq.Again:
@@ -126,6 +143,11 @@ class Channel:
                 # The reader outlives every fault of what it feeds; the fault is ours, so say so.
                 log.exception("%s: a message was not handled", self._name)
         self._look_again()
+        return True
+
+    def _room_again(self) -> None:
+        if self._on_writable is not None:
+            self._on_writable()
 
     def _look_again(self) -> None:
         if not self._scheduled and self._open:

@@ -193,7 +193,7 @@ class Link:
                 self._caller.sent(request_id, time.monotonic())
                 self._arm()
                 return
-            self._go_down()
+            await self._until_writable(deadline)
 
     def _open_reply(
         self, decoded: Decoded, wanted: type[R] | tuple[type[R], ...]
@@ -211,8 +211,12 @@ class Link:
     def _take_back(self, request_id: str, request: Request) -> None:
         """The caller gave up: a call that still waits in the relay's queue must not run."""
         opened = self._caller.withdraw(request_id)
-        if opened is not None and opened.sent and isinstance(request, Call) and self.up:
-            cancel = Cancel(id=str(next(self._ids)), target=self.node_id, call=request_id)
+        if opened is not None and opened.sent and isinstance(request, Call):
+            self._cancel(request_id)
+
+    def _cancel(self, call_id: str) -> None:
+        if self.up:
+            cancel = Cancel(id=str(next(self._ids)), target=self.node_id, call=call_id)
             self._channel.send(self._codec.encode(cancel))
 
     # ── the connection ──────────────────────────────────────────────────────────────────────────
@@ -221,7 +225,9 @@ class Link:
         self._rebuilding = None
         self._health = Health(self.where, encrypted=self._sockets.security.keys is not None)
         self._socket, monitor = self._sockets.connect(zmq.DEALER, self.endpoint, EVENTS)
-        self._channel = Channel(self._socket, self._take, name=self.where)
+        self._channel = Channel(
+            self._socket, self._take, name=self.where, on_writable=self._wake_waiting
+        )
         self._monitor = Monitor(monitor, self._health, self._on_news)
 
     def _teardown(self) -> None:
@@ -237,7 +243,8 @@ class Link:
             self._ping(_PINGS)
         elif news is not None:
             # Replies that came in before the break are still good.
-            self._channel.drain()
+            while self._channel.drain():
+                continue
             self._go_down()
             if news == "refused":
                 self._rebuild()
@@ -276,6 +283,8 @@ class Link:
             self._wake()
 
     def _answered(self, pong: Pong) -> None:
+        if not self._health.up:
+            return
         if self.target and pong.node_id != self.target:
             self._wrong_node = NotFound(
                 f"{pong.node_id} answers at {self.endpoint}, not {self.target}: its address was "
@@ -293,12 +302,14 @@ class Link:
         self._wake()
 
     def _wake(self) -> None:
-        waiting, self._changed = self._changed, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
+        self._wake_waiting()
         if self._on_change is not None and not self._closed:
             self._on_change()
+
+    def _wake_waiting(self) -> None:
+        waiting, self._changed = self._changed, []
+        for future in waiting:
+            _set(future)
 
     async def _wait_up(self, deadline: float) -> None:
         while not self.up:
@@ -307,16 +318,28 @@ class Link:
             trouble = self.trouble
             if isinstance(trouble, AuthenticationError | NotFound):
                 raise type(trouble)(trouble.text)
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
+            if time.monotonic() >= deadline:
                 raise self._not_up()
-            changed: asyncio.Future[None] = self._loop.create_future()
-            self._changed.append(changed)
-            timer = self._loop.call_later(left_s, _set, changed)
-            try:
-                await changed
-            finally:
-                timer.cancel()
+            await self._change(deadline)
+
+    async def _until_writable(self, deadline: float) -> None:
+        """Wait until a request may fit in again, or the link goes down."""
+        if time.monotonic() >= deadline:
+            raise NotSent(
+                f"{self.where} does not keep up with what is sent to it; this was not sent: send "
+                "less at a time"
+            )
+        await self._change(deadline)
+
+    async def _change(self, deadline: float) -> None:
+        """Wait for a change, until the deadline."""
+        changed: asyncio.Future[None] = self._loop.create_future()
+        self._changed.append(changed)
+        timer = self._loop.call_at(deadline, _set, changed)
+        try:
+            await changed
+        finally:
+            timer.cancel()
 
     def _not_up(self) -> LinkLost:
         if self.trouble is not None:
@@ -341,7 +364,9 @@ class Link:
         if isinstance(message, Pong) and message.id == _PING:
             self._answered(message)
         elif isinstance(message, Reply) and self._caller.heard(message, self.heard_at):
-            self._futures[message.id].set_result(decoded)
+            future = self._futures[message.id]
+            if not future.done():  # its caller may have been cancelled just now
+                future.set_result(decoded)
 
     def _end_unreadable(self, exc: ProtocolError) -> None:
         """The request was answered, but nobody can read how."""
@@ -371,7 +396,11 @@ class Link:
 
     def _expire(self) -> None:
         self._timer = None
-        self._end(self._caller.expire(time.monotonic()))
+        expired = self._caller.expire(time.monotonic())
+        self._end(expired)
+        for request_id, error in expired:
+            if isinstance(error, OutcomeUnknown):
+                self._cancel(request_id)
         self._arm()
 
 

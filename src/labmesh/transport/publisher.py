@@ -24,15 +24,18 @@ log = logging.getLogger(__name__)
 #: Largest payload of an event, bytes. Larger things are datasets.
 MAX_EVENT_BYTES = 256 * 2**10
 
-_REBUILD_S = 1.0
+#: How long after a break or a refusal the socket is made anew.
+_REBUILD_S = {"down": 0.1, "refused": 1.0}
 
 
 class Publisher:
     """Publishes one node's events on the running loop.
 
     The socket is an XPUB: unlike a PUB it tells when the broker has subscribed, so that the first
-    event is not lost. Nothing is queued while the broker is away: an event of the past must not
-    arrive as if it were of now. The sequence goes on counting, so subscribers see what they missed.
+    event is not lost. It is made anew after each break, since it does not tell of a subscription
+    that it takes for a repeat of the one before. Nothing is queued while the broker is away: an
+    event of the past must not arrive as if it were of now. The sequence goes on counting, so
+    subscribers see what they missed.
 
     :param on_up: called each time the broker has (again) subscribed.
     """
@@ -107,16 +110,17 @@ class Publisher:
 
     def _take(self, frames: Frames) -> None:
         subscribed = bytes(frames[0][:1]) == b"\x01"
-        if subscribed and not self.up:
+        if subscribed and not self.up and self._rebuilding is None:
             self.up = True
             if self._on_up is not None:
                 self._on_up()
 
     def _on_news(self, news: News | None) -> None:
-        if news in ("down", "refused"):
-            self.up = False
-        if news == "refused" and self._rebuilding is None and not self._closed:
-            self._rebuilding = self._loop.call_later(_REBUILD_S, self._build_again)
+        if news not in _REBUILD_S:
+            return
+        self.up = False
+        if self._rebuilding is None and not self._closed:
+            self._rebuilding = self._loop.call_later(_REBUILD_S[news], self._build_again)
 
     def _build_again(self) -> None:
         self._teardown()

@@ -15,7 +15,7 @@ import zmq
 from labmesh.errors import Busy, InternalError, LabmeshError, ProtocolError
 from labmesh.protocol.addresses import Address
 from labmesh.protocol.calls import admit
-from labmesh.protocol.codec import Buffer, Codec
+from labmesh.protocol.codec import Buffer, Codec, Limits
 from labmesh.protocol.messages import Failure, Message, Ping, Pong, Reply, Request
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Channel, Frames
@@ -24,6 +24,15 @@ from labmesh.transport.sockets import Sockets
 __all__ = ["Answer", "Origin", "Service"]
 
 log = logging.getLogger(__name__)
+
+#: Largest header that each socket decodes, bytes: decoding a mebibyte of nested lists takes half a
+#: second, which only a relay's callers have a use for (an upload's header carries its meta).
+MAX_HEADER_BYTES = {
+    "directory": 64 * 2**10,
+    "relay": 2**20 + 64 * 2**10,
+    "ingest": 320 * 2**10,
+    "retrieve": 16 * 2**10,
+}
 
 Answer = Reply | tuple[Reply, Buffer] | None
 Handle = Callable[[Request, memoryview | None, "Origin"], "Answer | Awaitable[Answer]"]
@@ -67,7 +76,7 @@ class Service:
         owner = f"{kind} {node_id}" if kind != node_id else kind
         self._socket, self.address = sockets.bind(zmq.ROUTER, address, role=role, owner=owner)
         self._sockets = sockets
-        self._codec = Codec(requests)
+        self._codec = Codec(requests, limits=Limits(max_header_bytes=MAX_HEADER_BYTES[role]))
         self._node_id, self._epoch = node_id, epoch
         self._handle = handle
         self._max_pending = max_pending

@@ -32,7 +32,9 @@ class Tally:
         self.worst_s = max(self.worst_s, lasted_s)
 
 
-async def call_all_the_time(client: DirectorClientAgent, relay_ids: list[str], tally: Tally) -> None:
+async def call_all_the_time(
+    client: DirectorClientAgent, relay_ids: list[str], tally: Tally
+) -> None:
     """Call ``square`` of each relay in turn, for ever."""
     relays = [await client.get_relay_agent(each) for each in relay_ids]
     for number, relay in zip(itertools.count(), itertools.cycle(relays), strict=False):

@@ -92,6 +92,12 @@ def test_a_bool_that_is_neither_is_refused():
         decode_value(msgpack_array("|b1", [2], b"\x01\x02"))
 
 
+def test_a_time_of_no_unit_is_not_a_time():
+    with pytest.raises(ProtocolError, match="without a unit"):
+        decode_value(msgpack_array("<M8", [1], bytes(8)))
+    assert same(np.datetime64("NaT"), decode_value(encode_value(np.datetime64("NaT"))))
+
+
 @pytest.mark.parametrize(
     "content",
     [

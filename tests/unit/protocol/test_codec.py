@@ -3,6 +3,7 @@
 import inspect
 import math
 import typing
+import weakref
 
 import msgspec
 import numpy as np
@@ -195,6 +196,18 @@ def test_an_array_travels_without_a_copy(caller):
     received = caller.decode([header, wire]).message.value
     assert same(trace, received)
     assert np.shares_memory(received, np.frombuffer(wire))
+
+
+@pytest.mark.parametrize("receiver_keeps", [False, True])
+def test_a_codec_keeps_no_array_alive(caller, receiver_keeps):
+    trace = np.zeros(1024)
+    sent = weakref.ref(trace)
+    frames = caller.encode(Result(id="1", value=trace))
+    received = caller.decode(frames) if receiver_keeps else None
+    del trace, frames
+    assert (sent() is None) is not receiver_keeps
+    del received
+    assert sent() is None
 
 
 def test_large_bytes_travel_as_themselves(relay):

@@ -1,0 +1,353 @@
+"""The mesh for scripts and notebooks: every call waits for its answer.
+
+::
+
+    import labmesh
+
+    mesh = labmesh.connect()
+    psu = mesh["Inst-0"]
+    psu.set_voltage(2.5)
+
+One thread in the background does the talking. So this works in a plain script, in a REPL, and in a
+notebook, where the main thread runs an event loop of its own; several threads may share one mesh.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+from labmesh.blocking.background import BackgroundLoop
+from labmesh.blocking.bank import Bank, Record
+from labmesh.blocking.cards import NODE_HEADINGS, ago, duration, html_table, node_rows, plain, table
+from labmesh.blocking.instrument import Instrument, InstrumentStatus
+from labmesh.blocking.readings import Readings
+from labmesh.blocking.session import DriverChangedWarning, Session
+from labmesh.client import DirectorClientAgent
+from labmesh.config import CONFIG_NAME, Config, find_config, load_config, read_toml
+from labmesh.discovery import BROKER_VARIABLE, BrokerCandidate, broker_candidate
+from labmesh.errors import LinkLost
+from labmesh.feed import Reading
+from labmesh.listening import Subscription
+from labmesh.protocol.messages import NodeRecord
+from labmesh.transfer import Progress
+from labmesh.transport.keys import Security
+
+__all__ = [
+    "Bank",
+    "DriverChangedWarning",
+    "Instrument",
+    "InstrumentStatus",
+    "Mesh",
+    "MeshStatus",
+    "Reading",
+    "Readings",
+    "Record",
+    "connect",
+]
+
+_BANK_S = 2.0
+
+
+def connect(
+    address: str | None = None,
+    *,
+    timeout: float = 10.0,
+    config: str | PathLike[str] | None = None,
+    security: Security | None = None,
+) -> Mesh:
+    """Connect to a mesh.
+
+    Which broker: ``address``; else the ``[client]`` table of the file ``config``; else the variable
+    ``LMH_BROKER``; else a ``labmesh.toml`` in the current folder; else ``localhost:5750``. The
+    first that is given is the one that is tried, and no other.
+
+    :param address: ``host``, ``host:port``, ``[v6]:port`` or ``tcp://host:port``.
+    :param timeout: seconds to wait for the broker.
+    :param config: a configuration file; its ``call_limit`` and ``[security]`` hold as well.
+    :param security: by default what the environment and the file say (``LMH_NETWORK_PASSWORD``).
+    :raises ConnectionError: no broker answered; the text names what was tried, and why that.
+    :raises AuthenticationError: the broker does not accept this client (within 2 s).
+    :raises ConfigError: an address or the file cannot be used.
+    """
+    candidate = broker_candidate(address, os.environ, config)
+    settings = load_config(find_config() if config is None else config)
+    client = DirectorClientAgent(
+        broker_rpc=candidate.rpc,
+        broker_xpub=candidate.xpub if _gives_event_port(settings) else None,
+        call_limit=settings.client.call_limit,
+        security=security or _security(settings),
+    )
+    return _opened(client, timeout, _tried(candidate))
+
+
+def connect_within(
+    context: AbstractAsyncContextManager[Any], address: Callable[[], str], **options: Any
+) -> Mesh:
+    """A mesh whose nodes run on the mesh's own background thread, and end with it."""
+    background = BackgroundLoop("labmesh")
+    try:
+        background.enter(context)
+        client = DirectorClientAgent(broker_rpc=address(), **options)
+        return _opened(client, 10.0, "", background)
+    except BaseException:
+        background.close()
+        raise
+
+
+def _opened(
+    client: DirectorClientAgent,
+    timeout: float,
+    tried: str,
+    background: BackgroundLoop | None = None,
+) -> Mesh:
+    background = background or BackgroundLoop("labmesh")
+    try:
+        background.enter(_Connected(client, timeout))
+    except LinkLost as exc:
+        background.close()
+        raise type(exc)(f"{exc} {tried}".strip(), **exc.detail) from None
+    except BaseException:
+        background.close()
+        raise
+    return Mesh(Session(background, client))
+
+
+class _Connected(AbstractAsyncContextManager["_Connected"]):
+    """A client that is connected with a timeout of its own."""
+
+    def __init__(self, client: DirectorClientAgent, timeout: float) -> None:
+        self._client = client
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Self:
+        await self._client.connect(self._timeout)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._client.close()
+
+
+def _gives_event_port(settings: Config) -> bool:
+    """The broker tells its event port; only where a file says otherwise, the file is right."""
+    return settings.path is not None and "broker_xpub" in read_toml(settings.path).get("client", {})
+
+
+def _security(settings: Config) -> Security:
+    table = settings.security
+    return Security.resolve(mode=table.mode, network=table.network, insecure=table.insecure)
+
+
+def _tried(candidate: BrokerCandidate) -> str:
+    """Where the address came from, and what stood before it in the order of sources."""
+    if candidate.source != "the default":
+        return f"(Tried {candidate.rpc}, from {candidate.source}.)"
+    return (
+        f"(Tried {candidate.rpc}, the default: no address was given, {BROKER_VARIABLE} is not set, "
+        f"and there is no {CONFIG_NAME} in {Path.cwd()}.)"
+    )
+
+
+@dataclass(frozen=True)
+class MeshStatus:
+    """How a mesh was when it was asked for. Ages are in seconds."""
+
+    broker: str
+    #: since the last message of the broker
+    link_age_s: float
+    uptime_s: float
+    relays: int
+    banks: int
+    #: ``password`` or ``open``
+    security: str
+    facts: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return (
+            f"broker at {self.broker}: up for {duration(self.uptime_s)}, last message "
+            f"{ago(self.link_age_s)}, security {plain(self.security, 40)}, "
+            f"{self.relays} relays, {self.banks} banks"
+        )
+
+
+class Mesh:
+    """A connection to a mesh, as :func:`connect` makes it.
+
+    ``mesh["Inst-0"]`` is an instrument, ``mesh.bank()`` a bank, and ``mesh`` itself, in a notebook
+    or a terminal, a table of who is there. Iteration goes over the ids of the relays.
+
+    Close it with :meth:`close` or a ``with`` statement; one that is forgotten is closed with the
+    last object that uses it, or at the end of the program, which it never keeps from ending.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    # ── instruments ─────────────────────────────────────────────────────────────────────────────
+
+    def __getitem__(self, relay_id: str) -> Instrument:
+        """The instrument behind a relay; one that is just joining is waited for, up to 2 s.
+
+        :raises NotFound: (a KeyError) no such relay; the text names the closest ids.
+        :raises ConnectionError: it is listed, but cannot be reached.
+        """
+        if not isinstance(relay_id, str):
+            raise TypeError(f"a relay's id is text, not {type(relay_id).__name__}")
+        record = self._session.find_relay(relay_id)
+        return Instrument(self._session, record.node_id)
+
+    @property
+    def relays(self) -> list[str]:
+        """The ids of the relays."""
+        return [each.node_id for each in self._nodes("relay")]
+
+    def __contains__(self, relay_id: object) -> bool:
+        return relay_id in self.relays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.relays)
+
+    def __len__(self) -> int:
+        return len(self.relays)
+
+    def __bool__(self) -> bool:
+        """A mesh is one, also without relays."""
+        return True
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.relays
+
+    def watch(self, pattern: str = "*", timeout: float | None = None) -> Readings:
+        """An iterator of the states of all relays whose ids match, the last known ones first.
+
+        It ends when the mesh is closed. Leave the loop whenever you like.
+
+        :param pattern: shell style, such as ``Inst-*``.
+        :param timeout: seconds to wait for each; without it, as long as it takes.
+        :raises TimeoutError: (while iterating) no state came in time.
+        """
+        return self._session.watch(pattern, timeout)
+
+    # ── banks ───────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def banks(self) -> list[str]:
+        """The ids of the banks."""
+        return [each.node_id for each in self._nodes("bank")]
+
+    def bank(self, name: str | None = None) -> Bank:
+        """A bank; None: the first one. One that is just joining is waited for, up to 2 s.
+
+        :raises NotFound: (a KeyError) no such bank; the text names the closest ids.
+        """
+        session = self._session
+        find = session.client.get_databank_agent(name, wait=_BANK_S)
+        return Bank(session, session.run(find))
+
+    def put(
+        self,
+        value: Any,
+        name: str = "",
+        *,
+        meta: Mapping[str, Any] | None = None,
+        dataset_id: str | None = None,
+        progress: Progress | None = None,
+    ) -> Record:
+        """Store a dataset in the first bank: see :meth:`Bank.put`."""
+        return self.bank().put(value, name, meta=meta, dataset_id=dataset_id, progress=progress)
+
+    # ── news ────────────────────────────────────────────────────────────────────────────────────
+
+    def on_presence(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
+        """Call ``callback(change)`` when a node joins, falls silent, comes back or leaves.
+
+        The change has ``node_id``, ``kind``, ``change`` (``joined``, ``suspect``, ``back``,
+        ``left``), ``reason`` and the node's ``endpoints``, ``title``, ``host``, ``pid``.
+
+        It is called in the mesh's own thread: return soon, and make no blocking call of this mesh
+        there. Cancel what is returned to end it.
+        """
+        return self._session.subscribe(self._session.client.on_presence, callback)
+
+    def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
+        """Call ``callback(record)`` for each dataset that a bank has stored.
+
+        The record has ``dataset_id``, ``bank_id``, ``relay_id``, ``size`` (bytes), ``sha256``,
+        ``name``, ``kind``, ``created`` (POSIX seconds), ``meta``. Threads as in
+        :meth:`on_presence`.
+        """
+        return self._session.subscribe(self._session.client.on_dataset, callback)
+
+    # ── life ────────────────────────────────────────────────────────────────────────────────────
+
+    def status(self) -> MeshStatus:
+        """How the broker is, asked now.
+
+        :raises ConnectionError: it does not answer.
+        """
+        client = self._session.client
+        status = self._session.run(client.broker_status())
+        health, facts = client.health(), status.facts
+        return MeshStatus(
+            broker=health.endpoint,
+            link_age_s=_age_s(health.heard_at) or 0.0,
+            uptime_s=status.uptime_s,
+            relays=len(self.relays),
+            banks=len(self.banks),
+            security=str(facts.get("security", "?")),
+            facts=facts,
+        )
+
+    @property
+    def closed(self) -> bool:
+        """It was closed."""
+        return self._session.closed
+
+    def close(self) -> None:
+        """End every subscription and connection; twice is fine."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return self._headline()
+        return f"{self._headline()}\n{table(NODE_HEADINGS, node_rows(self._all_nodes()))}"
+
+    def _repr_html_(self) -> str:
+        if self.closed:
+            return f"<div>{plain(self._headline())}</div>"
+        rows = node_rows(self._all_nodes())
+        return f"<div>{plain(self._headline())}</div>{html_table(NODE_HEADINGS, rows)}"
+
+    def _headline(self) -> str:
+        health = self._session.client.health()
+        place = f"mesh at {health.endpoint}"
+        if self.closed:
+            return f"{place}: closed"
+        if health.up:
+            return f"{place}: {len(self.relays)} relays, {len(self.banks)} banks"
+        return (
+            f"{place}: NO LINK to the broker (last message {ago(_age_s(health.heard_at))}); "
+            "this was there:"
+        )
+
+    def _all_nodes(self) -> list[NodeRecord]:
+        return self._session.client.known_nodes
+
+    def _nodes(self, kind: str) -> list[NodeRecord]:
+        return [each for each in self._all_nodes() if each.kind == kind]
+
+
+def _age_s(heard_at: float | None) -> float | None:
+    return None if heard_at is None else max(0.0, time.monotonic() - heard_at)
