@@ -3,16 +3,20 @@
 from labmesh.broker import DirectoryBroker
 from labmesh.client import BankClient, DirectorClientAgent, RelayClient
 from labmesh.databank import DataBank
+from labmesh.mesh import Mesh, connect
 from labmesh.relay import RelayAgent
-
-__version__ = "0.1.0"
+from labmesh.testing import demo
+from labmesh.version import __version__
 
 __all__ = [
     "BankClient",
     "DataBank",
     "DirectorClientAgent",
     "DirectoryBroker",
+    "Mesh",
     "RelayAgent",
     "RelayClient",
     "__version__",
+    "connect",
+    "demo",
 ]

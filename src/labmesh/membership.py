@@ -10,14 +10,13 @@ import socket
 import time
 from typing import Any, ClassVar, Literal
 
-import labmesh
 from labmesh.errors import (
     AuthenticationError,
     Conflict,
+    Forbidden,
     LabmeshError,
-    LinkLost,
-    NoAnswer,
     NotFound,
+    ProtocolError,
 )
 from labmesh.node import Node
 from labmesh.protocol.addresses import Address, advertised, is_loopback, parse_connect
@@ -25,6 +24,7 @@ from labmesh.protocol.messages import Done, Goodbye, Heartbeat, Hello, NodeRecor
 from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
 from labmesh.transport.publisher import Publisher
+from labmesh.version import __version__
 
 __all__ = ["Member"]
 
@@ -97,13 +97,15 @@ class Member(Node):
 
     def _join(self) -> None:
         """Begin to register; called when everything is bound."""
+        self._registered_with, self._heartbeat_at = "", None
+        self._link_changed = asyncio.Event()
         self._broker = Link(
             self._sockets,
             self._broker_rpc,
             where="the broker",
             on_change=self._link_changed.set,
         )
-        self._spawn(self._keep_registered(self._broker), "registration")
+        self._registration = self._spawn(self._keep_registered(self._broker), "registration")
 
     def _events_up(self) -> None:
         """The broker takes events (again)."""
@@ -128,7 +130,12 @@ class Member(Node):
         return advertised(bound, host)
 
     async def _leave(self) -> None:
-        if self._broker is None or not self.registered:
+        if self._broker is None:
+            return
+        # A hello that is on its way would bring the node back; the goodbye ends that one as well.
+        self._registration.cancel()
+        await asyncio.gather(self._registration, return_exceptions=True)
+        if not self._broker.up:
             return
         goodbye = Goodbye(id="-", node_id=self._record().node_id, node_epoch=self._record().epoch)
         try:
@@ -141,6 +148,7 @@ class Member(Node):
             self._publisher.close()
         if self._broker is not None:
             self._broker.close()
+        self._publisher = self._broker = None
 
     def _record(self) -> NodeRecord:
         return NodeRecord(
@@ -151,7 +159,7 @@ class Member(Node):
             title=self._title()[:256],
             host=socket.gethostname()[:256],
             pid=os.getpid(),
-            software=f"labmesh {labmesh.__version__}",
+            software=f"labmesh {__version__}",
             heartbeat_s=self._heartbeat_s,
         )
 
@@ -163,11 +171,10 @@ class Member(Node):
                 await self._register(broker)
                 retry_s, said = _RETRY_S, ""
                 await self._beat(broker)
-            except (Conflict, AuthenticationError) as exc:
-                if not self._is_ready.is_set():
+            except LabmeshError as exc:
+                # Once it serves, no answer of a broker ends it.
+                if _is_final(exc) and not self._is_ready.is_set():
                     raise
-                said = self._complain(exc, said)
-            except (LinkLost, NoAnswer) as exc:
                 said = self._complain(exc, said)
             self._link_changed.clear()
             await self._wait(retry_s * random.uniform(0.5, 1.0))
@@ -229,6 +236,12 @@ class Member(Node):
             "heartbeat_age_s": None if self._heartbeat_at is None else now - self._heartbeat_at,
             "events_up": self._publisher is not None and self._publisher.up,
         }
+
+
+def _is_final(exc: LabmeshError) -> bool:
+    """The broker's answer to a newcomer will be the same next time."""
+    no = isinstance(exc, Conflict | AuthenticationError | Forbidden | ProtocolError)
+    return no and not exc.retryable
 
 
 def _host_towards(host: str) -> str | None:

@@ -14,6 +14,7 @@ notebook, where the main thread runs an event loop of its own; several threads m
 
 from __future__ import annotations
 
+import html
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from typing import Any, Self
 
 from labmesh.blocking.background import BackgroundLoop
 from labmesh.blocking.bank import Bank, Record
-from labmesh.blocking.cards import NODE_HEADINGS, ago, duration, html_table, node_rows, plain, table
+from labmesh.blocking.cards import NODE_HEADINGS, ago, count, duration, html_table, node_rows, plain, table
 from labmesh.blocking.instrument import Instrument, InstrumentStatus
 from labmesh.blocking.readings import Readings
 from labmesh.blocking.session import DriverChangedWarning, Session
@@ -172,7 +173,7 @@ class MeshStatus:
         return (
             f"broker at {self.broker}: up for {duration(self.uptime_s)}, last message "
             f"{ago(self.link_age_s)}, security {plain(self.security, 40)}, "
-            f"{self.relays} relays, {self.banks} banks"
+            f"{count(self.relays, 'relay')}, {count(self.banks, 'bank')}"
         )
 
 
@@ -325,10 +326,10 @@ class Mesh:
         return f"{self._headline()}\n{table(NODE_HEADINGS, node_rows(self._all_nodes()))}"
 
     def _repr_html_(self) -> str:
+        headline = f"<div>{html.escape(self._headline())}</div>"
         if self.closed:
-            return f"<div>{plain(self._headline())}</div>"
-        rows = node_rows(self._all_nodes())
-        return f"<div>{plain(self._headline())}</div>{html_table(NODE_HEADINGS, rows)}"
+            return headline
+        return headline + html_table(NODE_HEADINGS, node_rows(self._all_nodes()))
 
     def _headline(self) -> str:
         health = self._session.client.health()
@@ -336,7 +337,7 @@ class Mesh:
         if self.closed:
             return f"{place}: closed"
         if health.up:
-            return f"{place}: {len(self.relays)} relays, {len(self.banks)} banks"
+            return f"{place}: {count(len(self.relays), 'relay')}, {count(len(self.banks), 'bank')}"
         return (
             f"{place}: NO LINK to the broker (last message {ago(_age_s(health.heard_at))}); "
             "this was there:"

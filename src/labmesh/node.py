@@ -9,8 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
+from labmesh.errors import Stopping
 from labmesh.protocol.ids import check_id
 from labmesh.transport.keys import Security
 from labmesh.transport.sockets import Sockets
@@ -18,6 +19,8 @@ from labmesh.transport.sockets import Sockets
 __all__ = ["Node"]
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: A node that is asked to stop finishes or refuses what is in flight within this time.
 STOP_S = 5.0
@@ -52,8 +55,9 @@ class Node:
         self.epoch = _new_epoch()
         self._security = security
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._lent: set[asyncio.Task[Any]] = set()
         self._started_at: float | None = None
-        self._stopping: asyncio.Future[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._terminated = False
         self._is_ready = asyncio.Event()
@@ -67,8 +71,8 @@ class Node:
         :raises Conflict: a port is taken.
         :raises ConfigError: an address or the security settings cannot be used.
         """
-        self._begin()
         security = self._security or Security.resolve()
+        self._begin()
         self._sockets = Sockets(security, self.node_id)
         try:
             await self._open()
@@ -79,27 +83,18 @@ class Node:
         log.info("%s %s is up (%s)", self.kind, self.node_id, security.mode)
 
     async def stop(self) -> None:
-        """End gracefully, within about 5 s: say goodbye, end tasks, then sockets. Twice is fine."""
+        """End gracefully, within about 5 s: say goodbye, end tasks, then sockets. Twice is fine.
+
+        Who is cancelled in it no longer waits for the end, which comes all the same.
+        """
         if self._started_at is None:
             return
-        if self._stopping is not None:
-            await asyncio.shield(self._stopping)
-            return
-        self._stopping = asyncio.get_running_loop().create_future()
-        try:
-            try:
-                async with asyncio.timeout(STOP_S):
-                    await self._leave()
-            except TimeoutError:
-                log.warning("%s %s did not leave in time", self.kind, self.node_id)
-            await self._end_tasks()
-        finally:
-            await self._close()
-            self._sockets.close_all()
-            self._stopping.set_result(None)
-            self._ended.set()
-            self._is_ready.set()
-            log.info("%s %s has stopped", self.kind, self.node_id)
+        if self._stopping is None:
+            # A task of its own: it also ends callbacks, and one of them may have called this.
+            self._stopping = asyncio.get_running_loop().create_task(
+                self._end(), name=f"{self.node_id}: end"
+            )
+        await asyncio.shield(self._stopping)
 
     async def serve(self) -> None:
         """Start, and work until stopped or cancelled.
@@ -131,7 +126,10 @@ class Node:
 
     @property
     def ready(self) -> Awaitable[None]:
-        """Awaitable: the node can be found and used. Raises what made it fail."""
+        """Awaitable: the node can be found and used. Raises what made it fail.
+
+        It can be awaited before the start. Of a node that was stopped it raises ``Stopping``.
+        """
         return _Ready(self._wait_ready)
 
     async def __aenter__(self) -> Self:
@@ -174,11 +172,35 @@ class Node:
             if not (self._stopping is not None and self._stopping.done()):
                 raise RuntimeError(f"{self!r} is running already")
             self.epoch = _new_epoch()
+            # New ones, since this may be another loop. (At the first start some may wait already.)
+            self._is_ready = asyncio.Event()
+            self._ended = asyncio.Event()
         self._started_at = time.monotonic()
         self._stopping = self._failure = None
         self._terminated = False
-        self._is_ready = asyncio.Event()
-        self._ended = asyncio.Event()
+
+    async def _end(self) -> None:
+        """Each phase runs whatever became of the one before."""
+        try:
+            await self._leave_in_time()
+        finally:
+            try:
+                await self._end_tasks()
+            finally:
+                try:
+                    await self._close()
+                finally:
+                    self._sockets.close_all()
+                    self._ended.set()
+                    self._is_ready.set()
+                    log.info("%s %s has stopped", self.kind, self.node_id)
+
+    async def _leave_in_time(self) -> None:
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._leave()
+        except TimeoutError:
+            log.warning("%s %s did not leave in time", self.kind, self.node_id)
 
     def _set_ready(self) -> None:
         self._is_ready.set()
@@ -203,8 +225,24 @@ class Node:
         self._is_ready.set()
         self._ended.set()
 
+    async def _lend(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work of a user's that needs this node's sockets; it ends before they are closed.
+
+        :raises Stopping: the node ended first.
+        """
+        task = asyncio.get_running_loop().create_task(work, name=f"{self.node_id}: {work.__name__}")
+        self._lent.add(task)
+        task.add_done_callback(self._lent.discard)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is not None and caller.cancelling():
+                raise
+            raise Stopping(f"{self.kind} {self.node_id} was stopped while this was open") from None
+
     async def _end_tasks(self) -> None:
-        tasks = list(self._tasks)
+        tasks = [*self._tasks, *self._lent]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -213,6 +251,8 @@ class Node:
         await self._is_ready.wait()
         if self._failure is not None:
             raise self._failure
+        if self._stopping is not None:
+            raise Stopping(f"{self.kind} {self.node_id} has stopped")
 
     def _listen_for_sigterm(self) -> Any:
         loop = asyncio.get_running_loop()

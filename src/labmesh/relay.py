@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from labmesh.content import Content
-from labmesh.errors import Cancelled, Conflict, Expired, LabmeshError, NotFound, Stopping
+from labmesh.errors import (
+    Cancelled,
+    Conflict,
+    Expired,
+    LabmeshError,
+    NotFound,
+    OutcomeUnknown,
+    Stopping,
+)
 from labmesh.instruments.exposure import MethodTable
 from labmesh.instruments.worker import DriverWorker, Job, Outcome
 from labmesh.membership import Member
@@ -128,16 +137,19 @@ class RelayAgent(Member):
         :raises LookupError: no such bank.
         :raises ConnectionError: the bank could not be reached in ``upload_retries`` tries.
         """
-        record = await upload(
-            self._sockets,
-            await self._ingest_of(bank),
-            content,
-            settings=self._uploads,
-            relay_id=self.node_id,
-            name=name,
-            meta=meta,
-            dataset_id=dataset_id,
-            progress=progress,
+        endpoint = await self._ingest_of(bank)
+        record = await self._lend(
+            upload(
+                self._sockets,
+                endpoint,
+                content,
+                settings=self._uploads,
+                relay_id=self.node_id,
+                name=name,
+                meta=meta,
+                dataset_id=dataset_id,
+                progress=progress,
+            )
         )
         return record.dataset_id
 
@@ -152,7 +164,7 @@ class RelayAgent(Member):
         self._poll_now = asyncio.Event()
         self._state_at: float | None = None
         self._state_error = ""
-        self._encoder = Codec(())
+        self._encoders = _Encoders()
         self._worker = DriverWorker(self.node_id, threads=self._threads, max_queue=self._max_queue)
         self._service = Service(
             self._sockets,
@@ -176,8 +188,8 @@ class RelayAgent(Member):
         await super()._leave()
 
     async def _close(self) -> None:
-        if hasattr(self, "_worker"):
-            await self._worker.close(0)
+        if hasattr(self, "_worker") and not await self._worker.close(0):
+            self._leave_running()
         if self._timer_is_set():
             self._timer.cancel()  # type: ignore[union-attr]
         if hasattr(self, "_service"):
@@ -214,7 +226,7 @@ class RelayAgent(Member):
 
         def prepare(value: Any) -> list[Buffer]:
             # In the driver's thread, and a copy: a driver may use its buffers again at once.
-            frames = self._encoder.encode(Result(id=call.id, value=value), json=origin.json)
+            frames = self._encoders.own.encode(Result(id=call.id, value=value), json=origin.json)
             return [bytes(frame) for frame in frames]
 
         def done(outcome: Outcome) -> None:
@@ -247,6 +259,13 @@ class RelayAgent(Member):
         self._callee.finish(open_call)
         self._service.refuse(origin, error)
         return True
+
+    def _leave_running(self) -> None:
+        """Tell the callers of what the driver does not end that nobody will hear of its end."""
+        for open_call, (_, origin) in self._jobs.items():
+            self._callee.finish(open_call)
+            self._service.refuse(origin, _abandoned(self.node_id, open_call.call.method))
+        self._jobs.clear()
 
     def _cancel(self, request: Cancel, origin: Origin) -> Done:
         open_call = self._callee.find(origin.peer, request.call)
@@ -286,7 +305,7 @@ class RelayAgent(Member):
             driver=self._table.driver_name,
             doc=self._table.doc,
             methods=self._table.describe(),
-            state_interval_s=self._state_interval_s if "poll" in self._table else 0.0,
+            state_interval_s=self._state_interval_s if self._table.has_poll else 0.0,
         )
 
     def _status(self, request_id: str) -> Status:
@@ -300,7 +319,7 @@ class RelayAgent(Member):
             "queued": self._worker.queued,
             "state_age_s": None if self._state_at is None else now - self._state_at,
             "state_error": self._state_error,
-            "state_interval_s": self._state_interval_s if "poll" in self._table else None,
+            "state_interval_s": self._state_interval_s if self._table.has_poll else None,
         }
         return Status(
             id=request_id,
@@ -333,7 +352,9 @@ class RelayAgent(Member):
                 continue
 
     def _state_due(self) -> None:
-        if "poll" not in self._table:
+        if self._refusing:
+            return
+        if not self._table.has_poll:
             self._publish("event", "alive", None)
             return
         bound = self._table.bind("poll", [], {})
@@ -341,6 +362,8 @@ class RelayAgent(Member):
 
     def _polled(self, outcome: Outcome) -> None:
         error = outcome.error
+        if isinstance(error, Stopping):
+            return
         if error is None and outcome.value is not None and self._publisher is not None:
             try:
                 self._publisher.publish_encoded("state", "state", outcome.value)
@@ -383,6 +406,20 @@ class RelayAgent(Member):
             f"no bank {bank_id!r} is on the mesh{near and f' ({near})'}; the broker lists "
             f"{', '.join(known) or 'none'}"
         )
+
+
+class _Encoders(threading.local):
+    """One for each of the driver's threads."""
+
+    def __init__(self) -> None:
+        self.own = Codec(())
+
+
+def _abandoned(relay_id: str, method: str) -> LabmeshError:
+    return OutcomeUnknown(
+        f"{relay_id} was stopped while {method} was running: its outcome is unknown; look at the "
+        "instrument before you send it again"
+    )
 
 
 def _cancelled(method: str) -> LabmeshError:

@@ -90,7 +90,7 @@ def warm_up() -> None:
 
 def _tasks() -> frozenset[asyncio.Task[object]]:
     try:
-        return frozenset(asyncio.all_tasks())
+        return frozenset(asyncio.all_tasks() - {asyncio.current_task()})  # type: ignore[arg-type]
     except RuntimeError:  # no loop runs
         return frozenset()
 

@@ -112,9 +112,17 @@ class Process:
         return self._popen.poll()
 
     @property
+    def output(self) -> str:
+        """What it wrote to stdout so far."""
+        return self._written("out")
+
+    @property
     def errors(self) -> str:
-        """What it wrote to stderr."""
-        return "\n".join(each.text for each in list(self.lines) if each.stream == "err")
+        """What it wrote to stderr so far."""
+        return self._written("err")
+
+    def _written(self, stream: str) -> str:
+        return "\n".join(each.text for each in list(self.lines) if each.stream == stream)
 
     def tail(self) -> str:
         """Its last lines, for people."""

@@ -16,6 +16,7 @@ __all__ = [
     "InstrumentCard",
     "ago",
     "byte_size",
+    "count",
     "duration",
     "html_table",
     "instrument_html",
@@ -72,6 +73,11 @@ def byte_size(size: int) -> str:
             break
         amount /= 1000
     return f"{size} B" if unit == "B" else f"{amount:.3g} {unit}"
+
+
+def count(number: int, what: str) -> str:
+    """``1 relay``, ``2 relays``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def state_text(state: Mapping[str, Any]) -> str:

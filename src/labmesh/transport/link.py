@@ -80,7 +80,7 @@ class Link:
         self._timer_at = 0.0
         self._rebuilding: asyncio.TimerHandle | None = None
         self._pinging: asyncio.TimerHandle | None = None
-        self._changed: list[asyncio.Future[None]] = []
+        self._waiting: dict[asyncio.Future[None], None] = {}
         self._wrong_node: LabmeshError | None = None
         self._closed = False
         self._warnings = Seldom()
@@ -307,8 +307,7 @@ class Link:
             self._on_change()
 
     def _wake_waiting(self) -> None:
-        waiting, self._changed = self._changed, []
-        for future in waiting:
+        for future in self._waiting:
             _set(future)
 
     async def _wait_up(self, deadline: float) -> None:
@@ -334,12 +333,13 @@ class Link:
     async def _change(self, deadline: float) -> None:
         """Wait for a change, until the deadline."""
         changed: asyncio.Future[None] = self._loop.create_future()
-        self._changed.append(changed)
-        timer = self._loop.call_at(deadline, _set, changed)
+        self._waiting[changed] = None
+        timer = self._loop.call_later(deadline - time.monotonic(), _set, changed)
         try:
             await changed
         finally:
             timer.cancel()
+            del self._waiting[changed]
 
     def _not_up(self) -> LinkLost:
         if self.trouble is not None:

@@ -32,7 +32,7 @@ def test_a_live_holder_keeps_its_id(directory: Directory) -> None:
     assert isinstance(error, Conflict)
     assert str(error) == (
         "id Inst-0 is taken by a live relay (host 'lab-3', pid 4242, tcp://10.0.0.3:5801); "
-        "choose another id (--relay_id ...) or stop the other one"
+        "choose another id (relay_id) or stop the other one"
     )
     assert error.detail == {
         "node_id": "Inst-0",
