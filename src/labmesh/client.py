@@ -7,10 +7,17 @@ import logging
 import os
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar, overload
 
 from labmesh.content import Content
-from labmesh.errors import AuthenticationError, LabmeshError, LinkLost, NotFound, NotSent
+from labmesh.errors import (
+    AuthenticationError,
+    LabmeshError,
+    LinkLost,
+    NotFound,
+    NotSent,
+    Stopping,
+)
 from labmesh.feed import EventFeed, Reading
 from labmesh.listening import Subscription
 from labmesh.node import Node
@@ -46,6 +53,8 @@ _REACH_S = 4.0
 _FETCH_S = 10.0
 _WAITING_LOG_S = 5.0
 _POLL_S = 0.25
+#: A node that is not reached where it was is looked up again so often.
+_LOOK_AGAIN_S = 0.5
 
 
 class DirectorClientAgent(Node):
@@ -85,6 +94,9 @@ class DirectorClientAgent(Node):
             raise ValueError(f"call_limit must be more than 0 seconds, not {call_limit}")
         self.call_limit = call_limit
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._directory: Link | None = None
+        self._feed: EventFeed | None = None
+        self._looking_up: asyncio.Task[None] | None = None
         self._links: dict[str, Link] = {}
         self._roster = Roster()
 
@@ -96,10 +108,11 @@ class DirectorClientAgent(Node):
         :raises AuthenticationError: the broker does not accept this client (within 2 s).
         :raises ConnectionError: nobody answered; the text says where, and what to try.
         """
+        deadline = time.monotonic() + timeout
         await self.start()
         try:
-            await self._wait_for_broker(timeout)
-            await self._begin_feed()
+            await self._wait_for_broker(deadline, timeout)
+            await self._begin_feed(deadline)
         except BaseException:
             await self.stop()
             raise
@@ -108,32 +121,43 @@ class DirectorClientAgent(Node):
 
     async def close(self) -> None:
         """End every subscription and connection; twice is fine."""
-        await self.at_home(self.stop())
+        if self._loop is not None:
+            await self.at_home(self.stop())
 
     async def __aenter__(self) -> Self:
         return await self.connect()
 
     async def serve(self) -> None:
-        """Stay connected until cancelled or closed; callbacks go on meanwhile."""
-        if not self._is_ready.is_set():
-            await self.connect()
-        await self.wait_ended()
+        """Stay connected until cancelled or closed; callbacks go on meanwhile.
+
+        A client that was not connected before is connected first, and closed at the end.
+        """
+        if self._started_at is not None and self._stopping is None:
+            await self.wait_ended()
+            return
+        async with self:
+            await self.wait_ended()
 
     async def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._broker = Link(self._sockets, self.broker_rpc, where="the broker")
+        self._directory = Link(self._sockets, self.broker_rpc, where="the broker")
 
     async def _close(self) -> None:
-        if hasattr(self, "_feed"):
+        if self._feed is not None:
             await self._feed.close()
         for link in self._links.values():
             link.close()
         self._links.clear()
-        if hasattr(self, "_broker"):
-            self._broker.close()
+        if self._directory is not None:
+            self._directory.close()
 
-    async def _wait_for_broker(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
+    @property
+    def _broker(self) -> Link:
+        if self._directory is None:
+            raise _not_connected()
+        return self._directory
+
+    async def _wait_for_broker(self, deadline: float, timeout: float) -> None:
         while True:
             left_s = deadline - time.monotonic()
             try:
@@ -142,6 +166,8 @@ class DirectorClientAgent(Node):
             except AuthenticationError:
                 raise
             except LinkLost as exc:
+                if self._stopping is not None:
+                    raise Stopping("this client was closed while it was connecting") from exc
                 if left_s <= _WAITING_LOG_S:
                     raise LinkLost(
                         f"no broker after {timeout:g} s: {exc} Start one with 'labmesh broker', or "
@@ -150,20 +176,17 @@ class DirectorClientAgent(Node):
                     ) from exc
                 log.warning("still waiting for the broker: %s", exc)
 
-    async def _begin_feed(self) -> None:
+    async def _begin_feed(self, deadline: float) -> None:
+        endpoint = self.broker_xpub or await self._ask_event_address(deadline)
         self._feed = EventFeed(
-            self._sockets,
-            self.broker_xpub or await self._ask_event_address(),
-            self._broker,
-            self.node_id,
-            self._spawn,
-            self._list_nodes,
+            self._sockets, endpoint, self._broker, self.node_id, self._spawn, self._list_nodes
         )
         self._feed.watch_presence(self._roster.announced)
-        await self._feed.begin()
+        await self._feed.begin(deadline - time.monotonic())
 
-    async def _ask_event_address(self) -> str:
-        status = await self._broker.request(GetStatus(id="-"), Status, timeout=_REQUEST_S)
+    async def _ask_event_address(self, deadline: float) -> str:
+        timeout = min(_REQUEST_S, max(0.0, deadline - time.monotonic()))
+        status = await self._broker.request(GetStatus(id="-"), Status, timeout=timeout)
         port = status.facts.get("xpub_port")
         if not isinstance(port, int):
             raise LinkLost(
@@ -173,13 +196,16 @@ class DirectorClientAgent(Node):
         return str(Address(parse_connect(self.broker_rpc).host, port))
 
     async def at_home(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run on the loop that connected, wherever the caller is."""
+        """Run on the loop that connected, wherever the caller is.
+
+        :raises NotSent: the client was not connected, or that loop no longer runs.
+        """
         home = self._loop
-        if home is None:
-            work.close()
-            raise NotSent("this client is not connected: await client.connect() first")
         if home is asyncio.get_running_loop():
             return await work
+        if home is None or not home.is_running():
+            work.close()
+            raise _not_connected() if home is None else NotSent("the loop of this client has ended")
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home))
 
     # ── directory ───────────────────────────────────────────────────────────────────────────────
@@ -209,13 +235,15 @@ class DirectorClientAgent(Node):
             if each.kind == "bank"
         ]
 
+    @overload
     async def get_relay_agent(
-        self,
-        relay_id: str,
-        cls: type[C] | None = None,
-        *,
-        wait: float = 8.0,
-    ) -> C:
+        self, relay_id: str, cls: None = None, *, wait: float = ...
+    ) -> RelayClient: ...
+    @overload
+    async def get_relay_agent(self, relay_id: str, cls: type[C], *, wait: float = ...) -> C: ...
+    async def get_relay_agent(
+        self, relay_id: str, cls: type[RelayClient] | None = None, *, wait: float = 8.0
+    ) -> RelayClient:
         """A proxy of a relay: ``cls``, or :class:`RelayClient`.
 
         :param wait: seconds to wait, from the directory's first answer, for a relay that is not
@@ -223,7 +251,7 @@ class DirectorClientAgent(Node):
         :raises LookupError: no such relay; the text names the closest ids.
         """
         record = await self.at_home(self._find("relay", relay_id, wait))
-        return (cls or RelayClient)(self, record.node_id)  # type: ignore[return-value]
+        return (cls or RelayClient)(self, record.node_id)
 
     async def get_databank_agent(
         self, bank_id: str | None = None, *, wait: float = 8.0
@@ -249,7 +277,7 @@ class DirectorClientAgent(Node):
 
     def health(self, node_id: str | None = None) -> LinkHealth:
         """How the link to a node (None: to the broker) is; asks nobody. In any thread."""
-        link = self._broker if node_id is None else self._links.get(f"{node_id} rpc")
+        link = self._directory if node_id is None else self._links.get(f"{node_id} rpc")
         if link is None:
             return LinkHealth("", up=False, heard_at=None, trouble=None)
         return LinkHealth(link.endpoint, link.up, link.heard_at, link.trouble)
@@ -280,20 +308,28 @@ class DirectorClientAgent(Node):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise nobody(kind, node_id, nodes, wait)
-            await self._feed.presence_or(min(left_s, _POLL_S))
+            await self._events.presence_or(min(left_s, _POLL_S))
             nodes = await self._list_nodes()
 
     # ── requests to nodes ───────────────────────────────────────────────────────────────────────
 
-    async def link_to(self, node_id: str, endpoint: str = "rpc") -> Link:
-        """The link to a node that the directory knows, up or about to be."""
+    async def link_to(
+        self, node_id: str, endpoint: str = "rpc", *, timeout: float = _REQUEST_S
+    ) -> Link:
+        """The link to a node that the directory knows, up or about to be.
+
+        The directory is asked, for ``timeout`` seconds at most, unless the link is up.
+        """
         key = f"{node_id} {endpoint}"
         link = self._links.get(key)
         if link is not None and link.up:
             return link
         record = self._roster.get(node_id)
         if record is None or link is not None:
-            record = await self._look_up(node_id)
+            record = await self._look_up(node_id, timeout)
+        if self._stopping is not None:
+            raise Stopping("this client was closed; nothing was sent")
+        link = self._links.get(key)  # another task may have made it meanwhile
         if record is None:
             if link is not None and not self._broker.up:
                 return link
@@ -302,7 +338,6 @@ class DirectorClientAgent(Node):
                 "see 'labmesh ls' for who is"
             )
         address = record.endpoints[endpoint]
-        link = self._links.get(key)  # another task may have made it meanwhile
         if link is not None and (link.endpoint != address or isinstance(link.trouble, NotFound)):
             link.close()
             link = None
@@ -312,6 +347,20 @@ class DirectorClientAgent(Node):
             )
             self._links[key] = link
         return link
+
+    async def _linked(self, node_id: str, endpoint: str, deadline: float) -> Link:
+        """A link that is up. A node that comes back elsewhere meanwhile is found there."""
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            link = await self.link_to(node_id, endpoint, timeout=left_s)
+            if link.up:
+                return link
+            left_s = max(0.0, deadline - time.monotonic())
+            try:
+                await link.wait_up(min(left_s, _LOOK_AGAIN_S))
+            except NotSent:
+                if left_s <= _LOOK_AGAIN_S:
+                    raise
 
     async def request(
         self,
@@ -324,10 +373,9 @@ class DirectorClientAgent(Node):
         body: Buffer | None = None,
     ) -> tuple[R, memoryview | None]:
         """One request to a relay or bank; on the loop that connected."""
-        deadline = time.monotonic() + timeout
-        link = await self.link_to(node_id, endpoint)
-        if not link.up:
-            await link.wait_up(min(_REACH_S, timeout))
+        now = time.monotonic()
+        deadline = now + timeout
+        link = await self._linked(node_id, endpoint, min(deadline, now + _REACH_S))
         left_s = max(0.0, deadline - time.monotonic())
         return await link.request_body(request, reply, timeout=left_s, body=body)
 
@@ -335,39 +383,63 @@ class DirectorClientAgent(Node):
         self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any
     ) -> DatasetRecord:
         """Upload to a bank of the directory; on the loop that connected."""
-        record = self._roster.get(bank_id) or await self._look_up(bank_id)
+        record = self._roster.get(bank_id) or await self._look_up(bank_id, _REQUEST_S)
+        if self._stopping is not None:
+            raise Stopping("this client was closed; nothing was uploaded")
         if record is None:
             raise NotSent(f"{bank_id} is not on the mesh (any more); nothing was uploaded")
         endpoint = record.endpoints["ingest"]
-        return await upload(self._sockets, endpoint, content, settings=settings, **details)
+        work = upload(self._sockets, endpoint, content, settings=settings, **details)
+        return await self._lend(work, "upload")
 
-    async def _look_up(self, node_id: str) -> NodeRecord | None:
+    async def _look_up(self, node_id: str, timeout: float) -> NodeRecord | None:
+        """Ask the directory, where it answers; whoever asks meanwhile waits for the same answer."""
+        if self._broker.up:
+            if self._looking_up is None or self._looking_up.done():
+                self._looking_up = self._spawn(self._refresh(), "look-up")
+            await asyncio.wait([self._looking_up], timeout=timeout)
+        return self._roster.get(node_id)
+
+    async def _refresh(self) -> None:
         try:
             await self._list_nodes()
         except LabmeshError as exc:
-            log.debug("cannot ask the directory for %s: %s", node_id, exc)
-        return self._roster.get(node_id)
+            log.debug("the directory does not answer: %s", exc)
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _events(self) -> EventFeed:
+        if self._feed is None or self._stopping is not None:
+            raise _not_connected()
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError(
+                "callbacks run on the loop that connected: subscribe there, for example by "
+                "loop.call_soon_threadsafe(client.on_state, callback)"
+            )
+        return self._feed
 
     def on_state(self, callback: Callable[[str, Any], object]) -> Subscription:
         """Call ``callback(relay_id, state)`` for each state, at first with the last known ones.
 
         Plain and async functions; each has a queue of its own. Cancel what is returned to end it.
         """
-        return self._feed.on_state(callback)
+        return self._events.on_state(callback)
 
     def on_reading(self, callback: Callable[[Reading], object]) -> Subscription:
         """Like :meth:`on_state`, with the time, sequence and gaps: ``callback(reading)``."""
-        return self._feed.on_reading(callback)
+        return self._events.on_reading(callback)
 
     async def follow_states(self) -> None:
         """Begin to receive states, and wait until the last one of each relay is here."""
-        await self.at_home(self._feed.follow_states())
+        await self.at_home(self._follow_states())
+
+    async def _follow_states(self) -> None:
+        await self._events.follow_states()
 
     def last_reading(self, relay_id: str) -> Reading | None:
         """The last state of a relay, when states are followed; asks nobody. In any thread."""
-        return self._feed.last_reading(relay_id)
+        return None if self._feed is None else self._feed.last_reading(relay_id)
 
     def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
         """Call ``callback(record)`` for each dataset that a bank has stored.
@@ -375,7 +447,7 @@ class DirectorClientAgent(Node):
         The record has ``dataset_id``, ``bank_id``, ``relay_id``, ``size`` (bytes), ``sha256``,
         ``name``, ``kind``, ``created`` (POSIX seconds), ``meta``.
         """
-        return self._feed.on_dataset(callback)
+        return self._events.on_dataset(callback)
 
     def on_presence(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
         """Call ``callback(change)`` when a node joins, falls silent, comes back or leaves.
@@ -383,11 +455,15 @@ class DirectorClientAgent(Node):
         The change has ``node_id``, ``kind``, ``change`` (``joined``, ``suspect``, ``back``,
         ``left``), ``reason`` and the node's ``endpoints``, ``title``, ``host``, ``pid``.
         """
-        return self._feed.on_presence(callback)
+        return self._events.on_presence(callback)
 
     def on_event(self, callback: Callable[[str, str, Any], object]) -> Subscription:
         """Call ``callback(relay_id, kind, value)`` for a relay's other events.
 
         ``state_error``: its driver's ``poll()`` failed. ``alive``: a driver without ``poll()``.
         """
-        return self._feed.on_event(callback)
+        return self._events.on_event(callback)
+
+
+def _not_connected() -> NotSent:
+    return NotSent("this client is not connected: await client.connect() first")

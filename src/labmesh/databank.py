@@ -7,14 +7,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, assert_never
 
 import msgspec
 
-from labmesh.errors import NotFound, ProtocolError
+from labmesh.errors import LabmeshError, NotFound, ProtocolError
 from labmesh.membership import Member
 from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.codec import encode_value
@@ -133,7 +133,8 @@ class DataBank(Member):
         self._turns: dict[UploadKey, asyncio.Lock] = {}
         self._unannounced: deque[DatasetRecord] = deque(maxlen=_UNANNOUNCED)
         self._uploads_moved = asyncio.Event()
-        self._store, self._catalog = await self._off_loop(self._open_storage)
+        self._opening = self._executor.submit(self._open_storage)
+        self._store, self._catalog = await asyncio.wrap_future(self._opening)
         self._ingest = self._serve_on(
             self._ingest_bind, "ingest", INGEST_REQUESTS, self._handle_ingest, _INGEST_PENDING
         )
@@ -159,6 +160,14 @@ class DataBank(Member):
             files.close()
             raise
 
+    def _close_storage(self) -> None:
+        """Also what a start that was cancelled is still opening."""
+        wait([self._opening])
+        if not self._opening.cancelled() and self._opening.exception() is None:
+            store, catalog = self._opening.result()
+            catalog.close()
+            store.close()
+
     def _serve_on(
         self, bind: Address, role: str, requests: Any, handle: Any, max_pending: int
     ) -> Service:
@@ -178,10 +187,14 @@ class DataBank(Member):
         for service in ("_ingest", "_retrieve"):
             if hasattr(self, service):
                 await getattr(self, service).close()
-        if hasattr(self, "_store"):
-            await self._off_loop(self._catalog.close)
-            await self._off_loop(self._store.close)
-        if hasattr(self, "_executor"):
+        if hasattr(self, "_opening"):
+            try:
+                await self._off_loop(self._close_storage)
+            except LabmeshError:
+                raise
+            except RuntimeError:
+                # At the interpreter's exit no executor takes work any more.
+                self._close_storage()
             self._executor.shutdown()
         await super()._close()
 

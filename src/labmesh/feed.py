@@ -33,7 +33,8 @@ __all__ = ["EventFeed", "Gaps", "Reading"]
 
 log = logging.getLogger(__name__)
 
-_MARK_S = 0.25
+#: A mark that overtook the subscription is lost; the next one follows after this, then later.
+_MARK_S, _MARK_MAX_S = 0.01, 0.25
 _REQUEST_S = 2.0
 _BEGIN_S = 10.0
 _RETRY_S = 0.25
@@ -137,17 +138,19 @@ class EventFeed:
             sockets, endpoint, deliver=self._deliver, on_link=self._link_changed
         )
 
-    async def begin(self) -> None:
-        """Subscribe to presence, and wait until subscriptions are in force.
+    async def begin(self, timeout: float) -> None:
+        """Subscribe to presence and datasets, and wait until subscriptions are in force.
 
         :raises AuthenticationError: the event port does not accept this client.
         :raises LinkLost: it cannot be reached.
         """
         self._subscriber.subscribe("presence.")
+        # From the beginning: whoever adds a callback misses nothing of what is stored from then on.
+        self._subscriber.subscribe("dataset.")
         self._stale.set()
         self._spawn(self._keep_synced(), "events")
         try:
-            async with asyncio.timeout(_BEGIN_S):
+            async with asyncio.timeout(min(timeout, _BEGIN_S)):
                 await self._synced.wait()
         except TimeoutError:
             trouble = self._subscriber.trouble
@@ -214,7 +217,6 @@ class EventFeed:
 
     def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
         """Call ``callback(record)`` for each new dataset."""
-        self._subscriber.subscribe("dataset.")
         return self._listen(self._dataset_listeners, callback, "dataset")
 
     def on_presence(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
@@ -237,9 +239,18 @@ class EventFeed:
         return subscription
 
     async def follow_states(self) -> None:
-        """Subscribe to states, and wait until the last one of each relay is here."""
+        """Subscribe to states, and wait until the last one of each relay is here.
+
+        :raises LinkLost: the broker does not answer.
+        """
         self._want_states()
-        await self._has_states.wait()
+        try:
+            async with asyncio.timeout(_BEGIN_S):
+                await self._has_states.wait()
+        except TimeoutError:
+            raise LinkLost(
+                f"no states within {_BEGIN_S:g} s: the broker does not answer; is it running?"
+            ) from None
 
     def last_reading(self, relay_id: str) -> Reading | None:
         """The last state of a relay, if it is known. In any thread."""
@@ -278,9 +289,11 @@ class EventFeed:
         self._marked.clear()
         self._subscriber.subscribe(f"mark.{token}")
         try:
+            wait_s = _MARK_S
             while not self._marked.is_set():
                 await self._broker.request(Mark(id="-", token=token), Done, timeout=_REQUEST_S)
-                await self._wait_marked()
+                await self._wait_marked(wait_s)
+                wait_s = min(2 * wait_s, _MARK_MAX_S)
         finally:
             self._subscriber.unsubscribe(f"mark.{token}")
         await self._refresh()
@@ -288,9 +301,9 @@ class EventFeed:
             await self._fetch_last("state.")
             self._has_states.set()
 
-    async def _wait_marked(self) -> None:
+    async def _wait_marked(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(_MARK_S):
+            async with asyncio.timeout(seconds):
                 await self._marked.wait()
         except TimeoutError:
             return

@@ -26,7 +26,16 @@ from typing import Any, Self
 
 from labmesh.blocking.background import BackgroundLoop
 from labmesh.blocking.bank import Bank, Record
-from labmesh.blocking.cards import NODE_HEADINGS, ago, count, duration, html_table, node_rows, plain, table
+from labmesh.blocking.cards import (
+    NODE_HEADINGS,
+    ago,
+    count,
+    duration,
+    html_table,
+    node_rows,
+    plain,
+    table,
+)
 from labmesh.blocking.instrument import Instrument, InstrumentStatus
 from labmesh.blocking.readings import Readings
 from labmesh.blocking.session import DriverChangedWarning, Session

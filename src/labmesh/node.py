@@ -225,12 +225,12 @@ class Node:
         self._is_ready.set()
         self._ended.set()
 
-    async def _lend(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _lend(self, work: Coroutine[Any, Any, T], name: str) -> T:
         """Do work of a user's that needs this node's sockets; it ends before they are closed.
 
         :raises Stopping: the node ended first.
         """
-        task = asyncio.get_running_loop().create_task(work, name=f"{self.node_id}: {work.__name__}")
+        task = asyncio.get_running_loop().create_task(work, name=f"{self.node_id}: {name}")
         self._lent.add(task)
         task.add_done_callback(self._lent.discard)
         try:

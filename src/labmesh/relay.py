@@ -36,6 +36,7 @@ from labmesh.protocol.messages import (
     GetStatus,
     ListNodes,
     NodeList,
+    NodeRecord,
     Request,
     Result,
     Status,
@@ -49,6 +50,7 @@ __all__ = ["RelayAgent", "upload_dataset"]
 log = logging.getLogger(__name__)
 
 _FINISH_S = 3.5
+_READ_S = 0.05
 _DIRECTORY_S = 5.0
 
 
@@ -149,7 +151,8 @@ class RelayAgent(Member):
                 meta=meta,
                 dataset_id=dataset_id,
                 progress=progress,
-            )
+            ),
+            "upload",
         )
         return record.dataset_id
 
@@ -165,6 +168,7 @@ class RelayAgent(Member):
         self._state_at: float | None = None
         self._state_error = ""
         self._encoders = _Encoders()
+        self._known_banks: list[NodeRecord] = []
         self._worker = DriverWorker(self.node_id, threads=self._threads, max_queue=self._max_queue)
         self._service = Service(
             self._sockets,
@@ -184,11 +188,20 @@ class RelayAgent(Member):
     async def _leave(self) -> None:
         self._refusing = True
         if hasattr(self, "_worker"):
-            await self._worker.close(_FINISH_S)
+            await self._end_calls()
         await super()._leave()
 
+    async def _end_calls(self) -> None:
+        replies = bool(self._jobs)
+        if not await self._worker.close(_FINISH_S):
+            self._leave_running()
+        if replies:
+            # When a connection ends, its connecting socket drops what was not read yet.
+            await asyncio.sleep(_READ_S)
+
     async def _close(self) -> None:
-        if hasattr(self, "_worker") and not await self._worker.close(0):
+        if hasattr(self, "_worker"):
+            await self._worker.close(0)
             self._leave_running()
         if self._timer_is_set():
             self._timer.cancel()  # type: ignore[union-attr]
@@ -390,11 +403,18 @@ class RelayAgent(Member):
 
     # ── banks ───────────────────────────────────────────────────────────────────────────────────
 
-    async def _ingest_of(self, bank_id: str | None) -> str:
-        if self._broker is None:
+    async def _banks(self) -> list[NodeRecord]:
+        """The banks of the directory; while the broker is away, those that it listed last."""
+        broker = self._broker
+        if broker is None:
             raise Stopping(f"{self.node_id} is not running: it cannot upload")
-        answer = await self._broker.request(ListNodes(id="-"), NodeList, timeout=_DIRECTORY_S)
-        banks = [each for each in answer.nodes if each.kind == "bank"]
+        if broker.up or not self._known_banks:
+            answer = await broker.request(ListNodes(id="-"), NodeList, timeout=_DIRECTORY_S)
+            self._known_banks = [each for each in answer.nodes if each.kind == "bank"]
+        return self._known_banks
+
+    async def _ingest_of(self, bank_id: str | None) -> str:
+        banks = await self._banks()
         for each in banks:
             if bank_id in (None, each.node_id):
                 return each.endpoints["ingest"]

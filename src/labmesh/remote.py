@@ -166,9 +166,17 @@ class BankClient:
 
         :param after: the ``sequence`` of the record to go on from.
         """
-        request = ListDatasets(id="-", after=after, limit=limit, newest_first=newest_first)
-        page, _ = await self._ask(request, DatasetPage)
-        return page.records
+        records: list[DatasetRecord] = []
+        while True:
+            request = ListDatasets(
+                id="-", after=after, limit=limit - len(records), newest_first=newest_first
+            )
+            page, _ = await self._ask(request, DatasetPage)
+            records += page.records
+            # A page of large records is cut short.
+            if not page.more or not page.records or len(records) >= limit:
+                return records
+            after = records[-1].sequence
 
     async def show(self, dataset_id: str) -> DatasetRecord:
         """The record of one dataset.

@@ -9,6 +9,7 @@ machine; :func:`demo` does the same for scripts and notebooks.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -120,6 +121,7 @@ class LocalMesh:
         self._drivers = dict(drivers or {})
         self._bank_count = banks
         self._data_dir = data_dir
+        self._folder: str | PathLike[str]
         self._in_memory = in_memory
         self._state_interval = state_interval
         self._heartbeat = heartbeat_seconds
@@ -173,6 +175,8 @@ class LocalMesh:
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
 
     async def _start(self) -> None:
+        if not self._in_memory:
+            self._folder = self._data_dir or self._temporary_folder()
         broker = self._broker(_ANYWHERE, _ANYWHERE, _ANYWHERE)
         self.broker = await self._stack.enter_async_context(broker)
         nodes: list[RelayAgent | DataBank] = [
@@ -225,10 +229,13 @@ class LocalMesh:
     def _storage(self, bank_id: str) -> dict[str, Any]:
         if self._in_memory:
             return {"store": MemoryBlobStore(), "catalog": MemoryCatalog()}
-        if self._data_dir is None:
-            folder = tempfile.TemporaryDirectory(prefix="labmesh-", ignore_cleanup_errors=True)
-            self._data_dir = self._stack.enter_context(folder)
-        return {"data_dir": Path(self._data_dir) / bank_id}
+        return {"data_dir": Path(self._folder) / bank_id}
+
+    def _temporary_folder(self) -> str:
+        # No TemporaryDirectory: at the exit of the interpreter it goes before the bank does.
+        folder = tempfile.mkdtemp(prefix="labmesh-")
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
 
 def demo(relays: Mapping[str, object] | None = None, *, state_interval: float = 0.5) -> Mesh:

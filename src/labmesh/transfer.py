@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from labmesh.content import Content, Piece, Sink, Source, open_source
-from labmesh.errors import Busy, Conflict, LabmeshError, LinkLost, NoAnswer
+from labmesh.errors import Busy, Conflict, LabmeshError, LinkLost, NoAnswer, Stopping
 from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.download import Download, Range
 from labmesh.protocol.ids import check_id
@@ -356,6 +356,8 @@ async def _fetch_all(
     while not machine.complete:
         try:
             await _fetch_until_broken(ask, machine, sink, executor, progress)
+        except Stopping:
+            raise  # this side was closed: nobody is left to try again
         except _TRANSIENT as exc:
             failures = 1 if machine.written > reached else failures + 1
             reached = machine.written

@@ -19,10 +19,14 @@ async def test_many_calls_while_another_relay_blocks(start: Start, tmp_path: Pat
     network.broker()
     network.ready_nodes(network.relay("quick"))
     network.ready_nodes(network.relay("blocked"))
-    async with network.client() as client, network.client() as other:
+    async with (
+        network.client() as client,
+        network.client() as other,
+        asyncio.TaskGroup() as tasks,
+    ):
         quick = await client.get_relay_agent("quick")
         blocked = await other.get_relay_agent("blocked")
-        blocking = asyncio.create_task(blocked.call("block", BLOCKED_S))
+        blocking = tasks.create_task(blocked.call("block", BLOCKED_S))
         while (await blocked.status()).facts["busy_with"] != "block":
             assert not blocking.done()
         began = time.monotonic()

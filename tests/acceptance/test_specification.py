@@ -8,7 +8,7 @@ import itertools
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,6 @@ CONVERGED_S = 20.0
 BEGUN_S = 15.0
 END_S = 5.0
 UPLOAD_BYTES, UPLOAD_SEED = 3_000_001, 42
-
-StartProgram = Callable[[str], Process]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-
 from tests.support.leaks import Held, assert_nothing_more, warm_up
 
 

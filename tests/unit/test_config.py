@@ -19,6 +19,7 @@ from labmesh.config import (
     SecurityTable,
     example_config,
     find_config,
+    from_options,
     load_config,
     read_toml,
 )
@@ -500,3 +501,20 @@ def test_the_file_of_the_current_folder_is_found(folder: Path) -> None:
 def test_a_folder_of_that_name_is_not_found(folder: Path) -> None:
     (folder / "labmesh.toml").mkdir()
     assert find_config() is None
+
+
+# ── options of commands ─────────────────────────────────────────────────────────────────────────
+
+
+def test_options_replace_keys_and_leave_the_others() -> None:
+    base = RelayTable(heartbeat_seconds=2.0, upload_retries=7)
+    table = from_options(RelayTable, {"heartbeat_seconds": 3, "state_interval": None}, base)
+    assert table == RelayTable(heartbeat_seconds=3.0, upload_retries=7)
+    assert from_options(BrokerTable, {}) == BrokerTable()
+
+
+def test_options_are_checked_as_keys_are() -> None:
+    with pytest.raises(ConfigError, match=r"options: \[broker\] ttl_seconds: expected seconds"):
+        from_options(BrokerTable, {"ttl_seconds": 0})
+    with pytest.raises(ConfigError, match=r"options: \[\[relays\]\] driver: missing"):
+        from_options(RelayEntry, {"id": "psu-1"})

@@ -7,9 +7,10 @@ import atexit
 import logging
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from labmesh.errors import LabmeshError, LinkLost, NotSent
@@ -28,6 +29,18 @@ _JOIN_S = 15.0
 
 #: Loops that run, in the order of their start; the interpreter's exit closes them.
 _running: dict[BackgroundLoop, None] = {}
+
+
+@dataclass(slots=True)
+class _Job:
+    """Work that was handed over, and may be given up by whoever waits for it."""
+
+    task: asyncio.Task[Any] | None = None
+    abandoned: bool = False
+
+    def cancel(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
 
 
 class BackgroundLoop:
@@ -66,9 +79,11 @@ class BackgroundLoop:
         :raises NotSent: the loop was closed before.
         :raises LinkLost: the loop was closed meanwhile.
         """
-        future = self._submit(work)
+        # Made before the work is handed over: whatever moment Ctrl-C comes at, it can be cancelled.
+        job = _Job()
         ended = threading.Event()
         try:
+            future = self._submit(work, job)
             future.add_done_callback(lambda _: ended.set())
             while not ended.wait(_LOOK_S):
                 self._check_alive(future)
@@ -81,7 +96,8 @@ class BackgroundLoop:
             # Which coroutine of which thread raised it says nothing to whoever called this.
             raise error.with_traceback(None)  # noqa: B904  (it is the same error)
         except BaseException:
-            future.cancel()
+            job.abandoned = True
+            self._post(job.cancel)
             raise
 
     def enter(self, context: AbstractAsyncContextManager[T]) -> T:
@@ -93,11 +109,7 @@ class BackgroundLoop:
         if self._process != os.getpid():
             return
         self._closing = True
-        try:
-            self._loop.call_soon_threadsafe(self._stop.set)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
+        self._post(self._stop.set)
 
     def close(self) -> None:
         """End open work, leave the contexts, end the thread. Twice is fine."""
@@ -113,7 +125,7 @@ class BackgroundLoop:
 
     # ── for waiting threads ─────────────────────────────────────────────────────────────────────
 
-    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+    def _submit(self, work: Coroutine[Any, Any, T], job: _Job) -> Future[T]:
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError(
@@ -129,9 +141,17 @@ class BackgroundLoop:
         # Under the lock, so that nothing is handed over behind the order to stop.
         with self._lock:
             if not self._closing:
-                return asyncio.run_coroutine_threadsafe(self._owned(work), self._loop)
+                return asyncio.run_coroutine_threadsafe(self._owned(work, job), self._loop)
         work.close()
         raise NotSent("this mesh is closed; connect again")
+
+    def _post(self, callback: Callable[[], object]) -> None:
+        # No lock: a finalizer may run in the middle of anything.
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
 
     def _check_alive(self, future: Future[Any]) -> None:
         if not self._thread.is_alive() and not future.done():
@@ -155,9 +175,11 @@ class BackgroundLoop:
             await self._end_open()
         await self._loop.shutdown_asyncgens()
 
-    async def _owned(self, work: Coroutine[Any, Any, T]) -> T:
-        task = asyncio.current_task()
+    async def _owned(self, work: Coroutine[Any, Any, T], job: _Job) -> T:
+        task = job.task = asyncio.current_task()
         assert task is not None
+        if job.abandoned:
+            task.cancel()
         self._open.add(task)
         try:
             return await work

@@ -116,7 +116,8 @@ class Session:
         held = self._drivers.get(relay_id)
         if held is None or (record is not None and record.epoch != held.epoch):
             self._describe(relay_id, stacklevel=5)
-        self.run(self._follow_states())
+        if self.client.health().up:
+            self.run(self._follow_states())
 
     async def _follow_states(self) -> None:
         try:

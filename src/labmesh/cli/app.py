@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError, Group
+from cyclopts.completion.detect import ShellDetectionError
 
 import labmesh
 from labmesh.cli import datasets, mesh_commands, nodes
@@ -99,12 +101,17 @@ def _run(words: list[str]) -> int:
     try:
         command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     except CycloptsError as exc:
-        return usage_error(str(exc), words, Output(json="--json" in words))
+        return usage_error(str(exc), _command(words), Output(json="--json" in words))
     bound.apply_defaults()
     options = bound.arguments.get("options")
     if not isinstance(options, Options):  # --help, --version, --install-completion
-        command(*bound.args, **bound.kwargs)
+        try:
+            command(*bound.args, **bound.kwargs)
+        except ShellDetectionError as exc:
+            return usage_error(f"{exc}; name it: --shell bash", _command(words), Output())
         return DONE
+    # A copy: the defaults are one object for all runs, and options remember what they led to.
+    options = bound.arguments["options"] = dataclasses.replace(options)
     try:
         log_to_stderr(options.verbose, options.quiet)
         options.prepare()
@@ -114,3 +121,14 @@ def _run(words: list[str]) -> int:
             raise
         return report(exc, options.out, verbose=options.verbose)
     return exit_code
+
+
+def _command(words: Sequence[str]) -> str:
+    """The command that these words begin with, as far as it is one: ``labmesh data ls``."""
+    names, here = ["labmesh"], app
+    for word in words:
+        if word.startswith("-") or word not in here:
+            break
+        names.append(word)
+        here = here[word]
+    return " ".join(names)

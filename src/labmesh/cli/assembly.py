@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from labmesh.broker import DirectoryBroker
 from labmesh.config import Config, RelayEntry
 from labmesh.databank import DataBank
-from labmesh.errors import ConfigError, NotFound
+from labmesh.errors import ConfigError
 from labmesh.instruments.loading import load_driver
 from labmesh.protocol.addresses import Address, is_loopback, parse_bind, parse_connect
 from labmesh.protocol.ids import did_you_mean
@@ -111,7 +111,7 @@ def upload_settings(config: Config) -> UploadSettings:
 def relay_entry(config: Config, relay_id: str) -> RelayEntry:
     """The ``[[relays]]`` entry with this id.
 
-    :raises NotFound: the file has none.
+    :raises ConfigError: the file has none.
     """
     for entry in config.relays:
         if entry.id == relay_id:
@@ -119,10 +119,9 @@ def relay_entry(config: Config, relay_id: str) -> RelayEntry:
     known = [entry.id for entry in config.relays]
     near = did_you_mean(relay_id, known)
     file = config.path or "no labmesh.toml is here, so it"
-    raise NotFound(
+    raise ConfigError(
         f"{file} has no [[relays]] entry with id {relay_id!r}{near and f' ({near})'}; its ids: "
         f"{', '.join(known) or 'none'}. Add one, or name a driver: labmesh relay module:Class",
-        known=known,
     )
 
 

@@ -133,7 +133,9 @@ def _print_record(record: DatasetRecord, out: Output) -> None:
 
 
 def put(
-    file: Annotated[str, Parameter(help="The file; - is standard input.", allow_leading_hyphen=True)],
+    file: Annotated[
+        str, Parameter(help="The file; - is standard input.", allow_leading_hyphen=True)
+    ],
     /,
     *,
     name: Annotated[str | None, Parameter(help="Its name. Without it: the file's.")] = None,

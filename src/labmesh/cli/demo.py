@@ -106,7 +106,10 @@ class _Tour:
         voltage = await psu.call("set_voltage", {"value": 2.5})
         seconds = time.perf_counter() - began
         self._step(
-            "labmesh call Inst-0 set_voltage value=2.5", seconds, f"it answers {voltage}", value=voltage
+            "labmesh call Inst-0 set_voltage value=2.5",
+            seconds,
+            f"it answers {voltage}",
+            value=voltage,
         )
         await psu.call("set_output", [True])
 
@@ -200,7 +203,9 @@ class _Tour:
         self._out.line()
         self._out.line(f"Done in {age(seconds)}; everything is closed and removed. Next:")
         self._out.line("  labmesh up      the same mesh, in a terminal of its own, until Ctrl-C")
-        self._out.line("  labmesh ls      in another terminal: who is there; then show, call, watch")
+        self._out.line(
+            "  labmesh ls      in another terminal: who is there; then show, call, watch"
+        )
         self._out.line("  labmesh init    write labmesh.toml, and put your own instruments into it")
 
 

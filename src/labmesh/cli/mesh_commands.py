@@ -294,9 +294,7 @@ def watch(
 class _Watch:
     """Puts what comes into a queue, and prints it from there, so that a closed pipe is noticed."""
 
-    def __init__(
-        self, patterns: tuple[str, ...], only: str | None, options: ClientOptions
-    ) -> None:
+    def __init__(self, patterns: tuple[str, ...], only: str | None, options: ClientOptions) -> None:
         self._patterns = patterns
         self._only = only
         self._options = options
@@ -365,7 +363,9 @@ class _Watch:
             )
             return
         missed = f"  ({reading.missed} missed)" if reading.missed else ""
-        out.line(f"{_clock(reading.time)}  {reading.relay_id}  {shown_state(reading.value)}{missed}")
+        out.line(
+            f"{_clock(reading.time)}  {reading.relay_id}  {shown_state(reading.value)}{missed}"
+        )
 
     def _print_dataset(self, record: dict[str, Any]) -> None:
         out = self._options.out

@@ -122,7 +122,7 @@ def bank(
     For example:
 
         labmesh bank
-        labmesh bank --id bank-1 --ingest-bind 'tcp://*:*' --retrieve-bind 'tcp://*:*' --data-dir D
+        labmesh bank --id bank-1 --data-dir /data --ingest-bind 'tcp://*:6761'
     """
     given = {
         "ingest_bind": ingest_bind,
@@ -193,8 +193,8 @@ def relay(
 
     For example:
 
-        labmesh relay my_lab.psu:PowerSupply --id psu-1 --kwarg port=COM3 --bind 'tcp://*:*'
-        labmesh relay labmesh.instruments.simulated:Thermometer --poll 0.5
+        labmesh relay my_lab:PowerSupply --id psu-1 --kwarg port=COM3
+        labmesh relay my_lab:Thermometer --poll 0.5 --bind 'tcp://*:*'
         labmesh relay --id Inst-0 --config labmesh.toml
     """
     config = _for_nodes(options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from labmesh.cli.output import Output
@@ -88,7 +87,7 @@ OUTCOMES: dict[type[BaseException], Outcome] = {
     ),
     LinkLost: Outcome(NO_ANSWER, "check --broker, then run 'labmesh doctor'"),
     Stopping: Outcome(NO_ANSWER, "try again when it is back: 'labmesh ls'"),
-    Conflict: Outcome(REFUSED, "stop the other one, or give another id, port or name"),
+    Conflict: Outcome(REFUSED, "give another name, id or port, or stop what holds it"),
     StaleEpoch: Outcome(NO_ANSWER, "try again; it was restarted meanwhile"),
     ChecksumMismatch: Outcome(CHECKSUM, "transfer it again; nothing was kept"),
     Busy: Outcome(NO_ANSWER, "try again in a moment; 'labmesh show RELAY' tells what it does"),
@@ -144,9 +143,7 @@ def _text(error: BaseException) -> str:
     return str(error)
 
 
-def usage_error(text: str, words: Sequence[str], out: Output) -> int:
-    """Tell of wrong usage of these words; the exit code."""
-    names = [each for each in words[: 2 if words[0] == "data" else 1] if each.isalpha()]
-    command = " ".join(["labmesh", *names])
+def usage_error(text: str, command: str, out: Output) -> int:
+    """Tell of wrong usage of a command; the exit code."""
     out.error(text, f"see '{command} --help'", exit_code=USAGE, name="usage")
     return USAGE

@@ -119,10 +119,17 @@ class Output:
 
 
 class TransferProgress:
-    """Callable as ``progress(done_bytes, size_or_None)``."""
+    """Callable as ``progress(done_bytes, size_or_None)``.
 
-    def __init__(self, console: Console | None, what: str) -> None:
+    :param console: None: nothing is shown.
+    :param after_s: seconds that a transfer may take without a bar.
+    """
+
+    def __init__(
+        self, console: Console | None, what: str, *, after_s: float = _PROGRESS_AFTER_S
+    ) -> None:
         self._console = console
+        self._after_s = after_s
         self._what = one_line(what)
         self._began = time.monotonic()
         self._bar: Any = None
@@ -134,7 +141,7 @@ class TransferProgress:
         return time.monotonic() - self._began
 
     def __call__(self, done: int, total: int | None) -> None:
-        if self._console is None or self.elapsed_s < _PROGRESS_AFTER_S:
+        if self._console is None or self.elapsed_s < self._after_s:
             return
         if self._bar is None:
             self._bar = self._start(self._console)

@@ -46,6 +46,7 @@ async def connected(options: BrokerOptions) -> AsyncIterator[DirectorClientAgent
     client = DirectorClientAgent(
         broker_rpc=candidate.rpc,
         broker_xpub=candidate.xpub,
+        local_address=options.settings.client.default_address,
         call_limit=options.settings.client.call_limit,
         security=options.security,
     )
@@ -168,6 +169,7 @@ def log_to_stderr(verbose: int, quiet: bool) -> None:
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     root = logging.getLogger()
     for each in list(root.handlers):
-        root.removeHandler(each)
+        if isinstance(each.formatter, _OneLine):
+            root.removeHandler(each)
     root.addHandler(handler)
     root.setLevel(logging.ERROR if quiet else levels[min(verbose, 2)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -101,7 +102,7 @@ class LocalMesh:
             self._make_broker,
             self._make_bank,
             *(
-                lambda entry=entry, driver=driver: self._make_relay(entry, driver)  # type: ignore[misc]
+                partial(self._make_relay, entry, driver)
                 for entry, driver in zip(self._config.relays, self._drivers, strict=True)
             ),
         ]

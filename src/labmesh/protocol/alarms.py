@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 __all__ = ["Alarms"]
 
-Key = TypeVar("Key", bound=str)
+#: Keys can be ordered, too.
+Key = TypeVar("Key", bound=Hashable)
 
 #: Outdated alarms that may stay in the heap beside as many as there are valid ones.
 _SLACK = 64
@@ -33,8 +35,8 @@ class Alarms(Generic[Key]):
             heapify(self._heap)
 
     def drop(self, key: Key) -> None:
-        """Remove the alarm of this key, which has one."""
-        del self._time[key]
+        """Remove the alarm of this key, if it has one."""
+        self._time.pop(key, None)
 
     def first(self) -> tuple[float, Key] | None:
         """The earliest alarm; of equal ones, that of the first key in order."""

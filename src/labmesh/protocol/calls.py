@@ -7,9 +7,9 @@ has not begun by its deadline never begins.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from labmesh.errors import (
     Busy,
@@ -24,9 +24,12 @@ from labmesh.errors import (
     ProtocolError,
     StaleEpoch,
 )
+from labmesh.protocol.alarms import Alarms
 from labmesh.protocol.messages import Alive, Call, Reply, Request
 
 __all__ = ["Callee", "Caller", "ClockOffset", "OpenCall", "OpenRequest", "admit"]
+
+K = TypeVar("K", bound=Hashable)
 
 #: A callee sends the first sign of life when a call outlasts this, and then one an interval.
 FIRST_SIGN_S = 0.05
@@ -109,6 +112,7 @@ class Caller:
         self.where = where
         self._silence_s = silence_s
         self._open: dict[str, OpenRequest] = {}
+        self._alarms = Alarms[str]()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -116,6 +120,7 @@ class Caller:
     def open(self, request_id: str, *, deadline: float, now: float, method: str = "") -> None:
         """Begin to watch a request that is about to be sent."""
         self._open[request_id] = OpenRequest(request_id, deadline, now, method)
+        self._alarms.set(request_id, deadline)
 
     def sent(self, request_id: str, now: float) -> None:
         """The request was handed to a live connection."""
@@ -123,6 +128,7 @@ class Caller:
         if request is not None:
             request.sent = True
             request.heard_at = now
+            self._alarms.set(request_id, self._ends_at(request))
 
     def heard(self, reply: Reply, now: float) -> bool:
         """Take a reply; True: it ends its request. A reply to no open request is ignored."""
@@ -132,12 +138,14 @@ class Caller:
         if isinstance(reply, Alive):
             request.heard_at = now
             request.state = reply.state
+            self._alarms.set(reply.id, self._ends_at(request))
             return False
-        del self._open[reply.id]
+        self.withdraw(reply.id)
         return True
 
     def withdraw(self, request_id: str) -> OpenRequest | None:
         """The caller no longer waits; the request as it stood, if it was still open."""
+        self._alarms.drop(request_id)
         return self._open.pop(request_id, None)
 
     def lost(self) -> list[tuple[str, LabmeshError]]:
@@ -147,12 +155,13 @@ class Caller:
 
     def expire(self, now: float) -> list[tuple[str, LabmeshError]]:
         """End what is over its deadline, and calls of which nothing was heard for too long."""
-        ended = [request for request in self._open.values() if self._ends_at(request) <= now]
+        ended = [self._open[request_id] for request_id in _ring(self._alarms, now)]
         return self._end(ended, self._expiry_error)
 
     def next_deadline(self) -> float | None:
         """When :meth:`expire` next wants to be called."""
-        return min(map(self._ends_at, self._open.values()), default=None)
+        first = self._alarms.first()
+        return None if first is None else first[0]
 
     def _ends_at(self, request: OpenRequest) -> float:
         if request.method and request.sent:
@@ -164,7 +173,7 @@ class Caller:
     ) -> list[tuple[str, LabmeshError]]:
         errors = [(request.id, error(request)) for request in ended]
         for request_id, _ in errors:
-            del self._open[request_id]
+            self.withdraw(request_id)
         return errors
 
     def _lost_error(self, request: OpenRequest) -> LabmeshError:
@@ -208,7 +217,6 @@ class OpenCall:
     call: Call
     #: in the callee's clock, capped; never None
     deadline: float
-    next_sign_at: float
     begun: bool = field(default=False)
 
     @property
@@ -234,6 +242,8 @@ class Callee:
         self._max_open = max_open
         self._limit_s = limit_s
         self._open: dict[tuple[bytes, str], OpenCall] = {}
+        self._deadlines = Alarms[tuple[bytes, str]]()
+        self._signs = Alarms[tuple[bytes, str]]()
         self._count: dict[bytes, int] = {}
 
     def __len__(self) -> int:
@@ -255,8 +265,10 @@ class Callee:
             )
         limit = now + self._limit_s
         deadline = limit if call.deadline is None else min(call.deadline, limit)
-        open_call = OpenCall(peer, call, deadline, now + FIRST_SIGN_S)
+        open_call = OpenCall(peer, call, deadline)
         self._open[key] = open_call
+        self._deadlines.set(key, deadline)
+        self._signs.set(key, now + FIRST_SIGN_S)
         self._count[peer] = count + 1
         return open_call
 
@@ -273,6 +285,8 @@ class Callee:
         if self._open.get(key) is not open_call:
             return False
         del self._open[key]
+        self._deadlines.drop(key)
+        self._signs.drop(key)
         left = self._count[open_call.peer] - 1
         if left:
             self._count[open_call.peer] = left
@@ -281,22 +295,31 @@ class Callee:
         return True
 
     def overdue(self, now: float) -> list[OpenCall]:
-        """Calls that wait beyond their deadline. The shell takes them out of the queue."""
-        return [each for each in self._open.values() if not each.begun and each.deadline <= now]
+        """Calls that wait beyond their deadline, each told once.
+
+        The shell takes them out of the queue; one that it does not find there any more is about to
+        be asked whether it may begin, and may not.
+        """
+        over = [self._open[key] for key in _ring(self._deadlines, now)]
+        return [each for each in over if not each.begun]
 
     def signs(self, now: float) -> list[tuple[OpenCall, Alive]]:
         """The signs of life that are due."""
-        due = [each for each in self._open.values() if each.next_sign_at <= now]
-        for each in due:
-            each.next_sign_at = now + SIGN_INTERVAL_S
-        return [(each, Alive(id=each.call.id, state=each.state)) for each in due]
+        due = [(key, self._open[key]) for key in _ring(self._signs, now)]
+        for key, _ in due:
+            self._signs.set(key, now + SIGN_INTERVAL_S)
+        return [(each, Alive(id=each.call.id, state=each.state)) for _, each in due]
 
     def next_deadline(self) -> float | None:
         """When :meth:`overdue` and :meth:`signs` next want to be called."""
-        return min(map(_due_at, self._open.values()), default=None)
+        firsts = (self._deadlines.first(), self._signs.first())
+        return min((first[0] for first in firsts if first is not None), default=None)
 
 
-def _due_at(open_call: OpenCall) -> float:
-    if open_call.begun:
-        return open_call.next_sign_at
-    return min(open_call.next_sign_at, open_call.deadline)
+def _ring(alarms: Alarms[K], now: float) -> list[K]:
+    """The keys whose time has come; their alarms are over."""
+    keys = []
+    while (first := alarms.first()) is not None and first[0] <= now:
+        keys.append(first[1])
+        alarms.drop(first[1])
+    return keys

@@ -26,6 +26,8 @@ Frames = list[bytes | memoryview]
 
 _BATCH = 256
 _MAX_FRAMES = 66
+#: Frames of an endless message that are dropped before others get their turn.
+_SKIPPED = 2000
 _COPY_BELOW = 4096
 
 
@@ -33,19 +35,26 @@ def receive(socket: zmq.Socket[bytes]) -> Frames:
     """One whole message, without waiting; large frames are views, not copies.
 
     :raises zmq.Again: nothing is there.
-    :raises TooLarge: more frames than any message may have; they were read and dropped.
+    :raises TooLarge: more frames than any message may have; :func:`skip` the rest of them.
     """
     frames: Frames = [socket.recv(zmq.NOBLOCK)]
-    surplus = 0
     while socket.getsockopt(zmq.RCVMORE):
+        if len(frames) == _MAX_FRAMES:
+            raise TooLarge(f"a message of more than {_MAX_FRAMES} frames")
         frame = socket.recv(zmq.NOBLOCK, copy=False)
-        if len(frames) < _MAX_FRAMES:
-            frames.append(frame.bytes if len(frame) < _COPY_BELOW else frame.buffer)
-        else:
-            surplus += 1
-    if surplus:
-        raise TooLarge(f"a message of {len(frames) + surplus} frames; the limit is {_MAX_FRAMES}")
+        frames.append(frame.bytes if len(frame) < _COPY_BELOW else frame.buffer)
     return frames
+
+
+def skip(socket: zmq.Socket[bytes], at_most: int | None = None) -> bool:
+    """Drop the frames that are left of a message; False: ``at_most`` were, and more are left."""
+    dropped = 0
+    while socket.getsockopt(zmq.RCVMORE):
+        if dropped == at_most:
+            return False
+        socket.recv(zmq.NOBLOCK)
+        dropped += 1
+    return True
 
 
 def events_of(socket: zmq.Socket[bytes]) -> int:
@@ -74,6 +83,7 @@ class Channel:
         self._on_message = on_message
         self._on_writable = on_writable
         self._is_full = False
+        self._skipping = False
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._descriptor: int = socket.FD
@@ -121,6 +131,10 @@ class Channel:
         for _ in range(_BATCH):
             if not self._open:
                 return False
+            if self._skipping:
+                # A hundred thousand frames take a third of a second: in slices, others get theirs.
+                self._skipping = not skip(self._socket, _SKIPPED)
+                break
             events = events_of(self._socket)
             if self._is_full and events & zmq.POLLOUT:
                 self._is_full = False
@@ -134,6 +148,7 @@ class Channel:
                 continue
             except TooLarge as exc:
                 self.dropped += 1
+                self._skipping = True
                 if self._warnings.due(time.monotonic()) is not None:
                     log.warning("%s: dropped %s (%d so far)", self._name, exc, self.dropped)
                 continue

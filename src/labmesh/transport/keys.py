@@ -3,12 +3,17 @@
 One secret word makes two CURVE key pairs: one that every server of the network uses, and one that
 every connecting socket uses. Who knows the word has both, so both sides prove it, and the word
 itself never crosses the wire (RFC 26, "one key for all").
+
+Two people who type the same word must get the same keys. So it is taken in Unicode's form NFC (an
+``ü`` may arrive as one character or as two, RFC 8265), and without white space around it (``set
+LMH_NETWORK_PASSWORD=word && ...`` of Windows leaves a space there, a file of variables a line end).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -49,7 +54,7 @@ class NetworkKeys:
         """Derive the keys (scrypt, 32 MiB, about 0.2 s)."""
         derived = hashlib.scrypt(
             # As the environment had it, also where it is not valid UTF-8.
-            password.encode("utf-8", "surrogateescape"),
+            _canonical(password).encode("utf-8", "surrogateescape"),
             salt=f"labmesh/1/{network}".encode(),
             n=2**15,
             r=8,
@@ -58,6 +63,10 @@ class NetworkKeys:
             dklen=64,
         )
         return NetworkKeys(_pair(derived[:32]), _pair(derived[32:]))
+
+
+def _canonical(password: str) -> str:
+    return unicodedata.normalize("NFC", password.strip())
 
 
 def _pair(secret: bytes) -> KeyPair:
@@ -108,6 +117,11 @@ class Security:
                 raise ConfigError(
                     "security mode is 'password', but LMH_NETWORK_PASSWORD is not set; set it to "
                     "the network's password, on every node"
+                )
+            if not password.strip():
+                raise ConfigError(
+                    "LMH_NETWORK_PASSWORD holds nothing but white space; set it to the network's "
+                    "password, or unset it to run without one"
                 )
             return cls("password", name, keys=NetworkKeys.from_password(password, name))
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,7 +16,6 @@ import zmq
 from labmesh.errors import (
     AuthenticationError,
     LabmeshError,
-    LinkLost,
     NotFound,
     NotSent,
     OutcomeUnknown,
@@ -29,6 +29,7 @@ from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Channel, Frames
 from labmesh.transport.monitor import EVENTS, Health, Monitor, News
 from labmesh.transport.sockets import Sockets
+from labmesh.transport.waiters import Waiters
 
 __all__ = ["Link"]
 
@@ -80,7 +81,7 @@ class Link:
         self._timer_at = 0.0
         self._rebuilding: asyncio.TimerHandle | None = None
         self._pinging: asyncio.TimerHandle | None = None
-        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._waiters = Waiters()
         self._wrong_node: LabmeshError | None = None
         self._closed = False
         self._warnings = Seldom()
@@ -101,7 +102,7 @@ class Link:
         """End open requests (as not sent, or lost) and close the socket; twice is fine."""
         if self._closed:
             return
-        self._closed = True
+        self._closed, self.up = True, False
         for handle in (self._timer, self._rebuilding, self._pinging):
             if handle is not None:
                 handle.cancel()
@@ -135,6 +136,7 @@ class Link:
 
         Cancelling the caller takes a queued call back.
 
+        :param timeout: seconds; ``math.inf``: as long as it takes.
         :raises LabmeshError: what the other side answered, or what happened to the link.
         :raises ProtocolError: the request cannot be encoded, or the reply is of another type.
         """
@@ -150,6 +152,8 @@ class Link:
         body: Buffer | None = None,
     ) -> tuple[R, memoryview | None]:
         """Like :meth:`request`, with the buffer that came behind the reply."""
+        if math.isnan(timeout):
+            raise ValueError("a timeout is a number of seconds, not NaN")
         deadline = time.monotonic() + timeout
         request_id = str(next(self._ids))
         future: asyncio.Future[Decoded] = self._loop.create_future()
@@ -168,7 +172,7 @@ class Link:
             self._futures.pop(request_id, None)
             if future.done() and not future.cancelled():
                 future.exception()  # looked at, also where something else was raised first
-        return self._open_reply(decoded, reply)
+        return self._open_reply(decoded, reply, method)
 
     async def _send(
         self,
@@ -181,31 +185,36 @@ class Link:
         while not future.done():
             if not self.up:
                 await self._wait_up(deadline)
+            if time.monotonic() >= deadline:
+                raise NotSent(f"the deadline passed before {self.where} could be asked")
             addressed = msgspec.structs.replace(
                 request,
                 id=request_id,
                 target=self.node_id,
                 epoch=self.epoch,
-                deadline=self._clock.translate(deadline),
+                deadline=None if deadline == math.inf else self._clock.translate(deadline),
             )
             frames = self._codec.encode(addressed, body)
             if self._channel.send(frames):
                 self._caller.sent(request_id, time.monotonic())
                 self._arm()
                 return
-            await self._until_writable(deadline)
+            await self._waiters.wait(deadline)
+            if time.monotonic() >= deadline:
+                raise self._not_sent()
 
     def _open_reply(
-        self, decoded: Decoded, wanted: type[R] | tuple[type[R], ...]
+        self, decoded: Decoded, wanted: type[R] | tuple[type[R], ...], method: str
     ) -> tuple[R, memoryview | None]:
         message: Any = decoded.message
         if isinstance(message, wanted):
             return message, decoded.body
         if isinstance(message, Failure):
             raise error_from_wire(message.name, message.text, message.detail)
-        raise ProtocolError(
+        raise _unusable(
             f"{self.where} answered a {type(message).__name__}, which is no answer to this: do "
-            "both sides run the same version of labmesh?"
+            "both sides run the same version of labmesh?",
+            method,
         )
 
     def _take_back(self, request_id: str, request: Request) -> None:
@@ -226,7 +235,7 @@ class Link:
         self._health = Health(self.where, encrypted=self._sockets.security.keys is not None)
         self._socket, monitor = self._sockets.connect(zmq.DEALER, self.endpoint, EVENTS)
         self._channel = Channel(
-            self._socket, self._take, name=self.where, on_writable=self._wake_waiting
+            self._socket, self._take, name=self.where, on_writable=self._waiters.wake
         )
         self._monitor = Monitor(monitor, self._health, self._on_news)
 
@@ -247,6 +256,7 @@ class Link:
                 continue
             self._go_down()
             if news == "refused":
+                self._sockets.give_up(self._socket, self.endpoint)
                 self._rebuild()
         self._wake()
 
@@ -302,13 +312,9 @@ class Link:
         self._wake()
 
     def _wake(self) -> None:
-        self._wake_waiting()
+        self._waiters.wake()
         if self._on_change is not None and not self._closed:
             self._on_change()
-
-    def _wake_waiting(self) -> None:
-        for future in self._waiting:
-            _set(future)
 
     async def _wait_up(self, deadline: float) -> None:
         while not self.up:
@@ -318,30 +324,15 @@ class Link:
             if isinstance(trouble, AuthenticationError | NotFound):
                 raise type(trouble)(trouble.text)
             if time.monotonic() >= deadline:
-                raise self._not_up()
-            await self._change(deadline)
+                raise self._not_sent()
+            await self._waiters.wait(deadline)
 
-    async def _until_writable(self, deadline: float) -> None:
-        """Wait until a request may fit in again, or the link goes down."""
-        if time.monotonic() >= deadline:
-            raise NotSent(
+    def _not_sent(self) -> NotSent:
+        if self.up:
+            return NotSent(
                 f"{self.where} does not keep up with what is sent to it; this was not sent: send "
                 "less at a time"
             )
-        await self._change(deadline)
-
-    async def _change(self, deadline: float) -> None:
-        """Wait for a change, until the deadline."""
-        changed: asyncio.Future[None] = self._loop.create_future()
-        self._waiting[changed] = None
-        timer = self._loop.call_later(deadline - time.monotonic(), _set, changed)
-        try:
-            await changed
-        finally:
-            timer.cancel()
-            del self._waiting[changed]
-
-    def _not_up(self) -> LinkLost:
         if self.trouble is not None:
             return NotSent(self.trouble.text)
         return NotSent(
@@ -375,8 +366,7 @@ class Link:
         if opened is None:
             return
         text = f"the answer of {self.where} cannot be read: {exc}"
-        error = OutcomeUnknown(text) if opened.method else ProtocolError(text)
-        self._end([(request_id, error)])
+        self._end([(request_id, _unusable(text, opened.method))])
 
     def _end(self, ended: list[tuple[str, Any]]) -> None:
         for request_id, error in ended:
@@ -396,14 +386,14 @@ class Link:
 
     def _expire(self) -> None:
         self._timer = None
-        expired = self._caller.expire(time.monotonic())
-        self._end(expired)
-        for request_id, error in expired:
+        for request_id, error in self._caller.expire(time.monotonic()):
+            known_better = self._not_sent() if isinstance(error, NotSent) else error
+            self._end([(request_id, known_better)])
             if isinstance(error, OutcomeUnknown):
                 self._cancel(request_id)
         self._arm()
 
 
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _unusable(text: str, method: str) -> LabmeshError:
+    """An answer of which nothing can be learnt; a call that it ends may well have run."""
+    return OutcomeUnknown(text) if method else ProtocolError(text)

@@ -48,7 +48,7 @@ class Health:
         self.trouble: LabmeshError | None = None
 
     def take(self, event: int, value: int, now: float) -> News | None:
-        """One monitor event; ``refused`` means that libzmq will not try again by itself."""
+        """One monitor event; ``refused``: this socket is of no use, try later with a new one."""
         if event == zmq.EVENT_CONNECTED:
             self._connected_at = now
             return None
@@ -68,6 +68,8 @@ class Health:
             self._broken_handshakes += now - self._connected_at < _AT_ONCE_S
             if self._broken_handshakes >= _HANDSHAKES_BEFORE_VERDICT:
                 self.trouble = self._no_detail()
+                # Without a password of one's own, a further try can still tell the reason.
+                return "refused" if self._encrypted else None
         elif event == zmq.EVENT_CONNECT_RETRIED and self.trouble is None:
             self.trouble = LinkLost(f"nobody answers at {self.where}: is it running?")
         return None
@@ -129,13 +131,11 @@ class Monitor:
     ) -> None:
         self._health = health
         self._on_news = on_news
-        self._socket = socket
-        self._channel = Channel(self._socket, self._take, name=f"monitor of {health.where}")
+        self._channel = Channel(socket, self._take, name=f"monitor of {health.where}")
 
     def close(self) -> None:
-        """Stop watching, and close the monitor. Close the watched socket next."""
+        """Stop watching. The sockets are closed together, by whoever made them."""
         self._channel.close()
-        self._socket.close()
 
     def _take(self, frames: Frames) -> None:
         event, value = read_event(frames)

@@ -19,7 +19,7 @@ from labmesh.protocol.events import LastValues
 from labmesh.protocol.messages import LastEvent, Stamp
 from labmesh.protocol.seldom import Seldom
 from labmesh.protocol.topics import publishable
-from labmesh.transport.channel import Frames, receive
+from labmesh.transport.channel import Frames, receive, skip
 from labmesh.transport.publisher import MAX_EVENT_BYTES
 from labmesh.transport.sockets import Sockets
 
@@ -105,6 +105,7 @@ class Proxy:
             except zmq.Again:
                 return
             except TooLarge:
+                skip(self._out)
                 self.dropped += 1
 
     def _forward_batch(self) -> None:
@@ -115,6 +116,7 @@ class Proxy:
             except zmq.Again:
                 return
             except ProtocolError as exc:
+                skip(self._in)
                 self._drop(exc)
 
     def _forward(self, frames: Frames) -> None:

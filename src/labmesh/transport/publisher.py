@@ -119,6 +119,8 @@ class Publisher:
         if news not in _REBUILD_S:
             return
         self.up = False
+        if news == "refused":
+            self._sockets.give_up(self._socket, self._endpoint)
         if self._rebuilding is None and not self._closed:
             self._rebuilding = self._loop.call_later(_REBUILD_S[news], self._build_again)
 

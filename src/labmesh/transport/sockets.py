@@ -57,6 +57,7 @@ class Sockets:
         self._context.set(zmq.MAX_SOCKETS, 65_000)
         self._authenticator: Authenticator | None = None
         self._sockets: list[Socket] = []
+        self._monitors: dict[Socket, Socket] = {}
 
     @property
     def refused(self) -> int:
@@ -76,8 +77,10 @@ class Sockets:
         socket = self._new(kind)
         socket.maxmsgsize = MAX_FRAME_BYTES[role]
         socket.sndhwm = SEND_LIMIT.get(role, 1000)
-        socket.zap_domain = f"labmesh/{self.security.network}/{role}".encode()
+        domain = f"labmesh/{self.security.network}/{role}"
+        socket.zap_domain = domain.encode()
         socket.set(_ENFORCE_ZAP_DOMAIN, 1)
+        self._authenticator.watch(socket, domain)
         if self.security.keys is not None:
             socket.curve_server = True
             socket.curve_publickey = self.security.keys.server.public
@@ -97,7 +100,7 @@ class Sockets:
         return socket, Address(address.host, bound.port)
 
     def connect(self, kind: int, endpoint: str, events: int) -> tuple[Socket, Socket]:
-        """A connecting socket, and the one that tells of its connections (close that one first).
+        """A connecting socket, and the one that tells of its connections; they are closed together.
 
         It queues nothing while there is no connection: without ``IMMEDIATE`` a request that was
         made during an outage is delivered after it, and a command would run late. The size limit
@@ -124,8 +127,18 @@ class Sockets:
         # Before connecting: a handshake on one machine is over before one can look.
         monitor = socket.get_monitor_socket(events)
         monitor.linger = 0
+        # When it is full, libzmq waits for its reader, who may just be waiting for libzmq.
+        monitor.rcvhwm = 0
+        self._monitors[socket] = monitor
         socket.connect(endpoint)
         return socket, monitor
+
+    def give_up(self, socket: Socket, endpoint: str) -> None:
+        """Have a connecting socket that was refused not try again: libzmq would, 10 times a second.
+
+        Its owner tries again later, with a new one.
+        """
+        socket.disconnect(endpoint)
 
     def pair(self) -> tuple[Socket, Socket]:
         """Two ends of a channel between two threads of this node."""
@@ -136,11 +149,15 @@ class Sockets:
         return near, far
 
     def close(self, socket: Socket, linger_ms: int = 0) -> None:
-        """Close one socket; ``linger_ms`` lets its last messages leave."""
+        """Close one socket, and what tells of it; ``linger_ms`` lets its last messages leave."""
         if socket in self._sockets:
             self._sockets.remove(socket)
         if not socket.closed:
+            # In this order: libzmq waits for ever, and with it all connections of this node, when
+            # it has something to tell and the other end is gone.
             socket.disable_monitor()
+            if (monitor := self._monitors.pop(socket, None)) is not None:
+                monitor.close(0)
             socket.close(linger_ms)
 
     def close_all(self) -> None:

@@ -21,7 +21,7 @@ from labmesh.protocol.events import Tracker
 from labmesh.protocol.inbox import Inbox
 from labmesh.protocol.messages import Event, LastEvent
 from labmesh.protocol.seldom import Seldom
-from labmesh.transport.channel import receive
+from labmesh.transport.channel import receive, skip
 from labmesh.transport.monitor import EVENTS, Health, read_event
 from labmesh.transport.sockets import Sockets
 
@@ -159,11 +159,11 @@ class Subscriber:
                 if self._far in ready and not self._obey(socket):
                     return False
                 if monitor in ready and self._watch(monitor, health) and rebuild_at is None:
+                    self._sockets.give_up(socket, self._endpoint)
                     rebuild_at = time.monotonic() + _REBUILD_S
                 if rebuild_at is not None and time.monotonic() >= rebuild_at:
                     return True
         finally:
-            monitor.close()
             self._sockets.close(socket)
 
     def _obey(self, socket: zmq.Socket[bytes]) -> bool:
@@ -180,7 +180,7 @@ class Subscriber:
         return True
 
     def _watch(self, monitor: zmq.Socket[bytes], health: Health) -> bool:
-        """Follow the link; True: libzmq gave up and the socket must be built anew."""
+        """Follow the link; True: it was refused, and the socket must be built anew."""
         event, value = read_event(list(monitor.recv_multipart()))
         news = health.take(event, value, time.monotonic())
         self.trouble = health.trouble
@@ -196,6 +196,7 @@ class Subscriber:
                 except zmq.Again:
                     break
                 except TooLarge:
+                    skip(socket)
                     self.dropped += 1
                     continue
                 if len(frames) in (3, 4):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from tests.support.records import bank, relay
 
 from labmesh.blocking.cards import (
     NODE_HEADINGS,
@@ -20,7 +21,6 @@ from labmesh.blocking.cards import (
     state_text,
     table,
 )
-from tests.support.records import bank, relay
 
 CARD = InstrumentCard(
     relay_id="Inst-0",

@@ -409,6 +409,8 @@ def test_calls_that_wait_beyond_their_deadline_are_overdue_and_running_ones_are_
     running.begin(1.0)
     assert callee.overdue(9.999) == []
     assert callee.overdue(10.0) == [waiting]
+    assert callee.overdue(10.0) == [], "each is told once"
+    assert callee.finish(waiting)
 
 
 def test_a_short_call_gives_no_sign_of_life() -> None:
@@ -441,4 +443,7 @@ def test_the_callee_wants_to_be_called_at_the_deadline_of_a_call_that_waits() ->
     opened = callee.accept(PEER, call("1", deadline=0.02), 0.0)
     assert callee.next_deadline() == 0.02
     opened.begin(0.01)
+    assert callee.overdue(0.02) == [], "it runs"
     assert callee.next_deadline() == FIRST_SIGN_S
+    callee.finish(opened)
+    assert callee.next_deadline() is None

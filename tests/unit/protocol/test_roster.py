@@ -6,11 +6,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.records import bank, relay
 
 from labmesh.errors import NotFound
 from labmesh.protocol.messages import NodeRecord, PresenceChange
 from labmesh.protocol.roster import Roster, about, nobody
-from tests.support.records import bank, relay
 
 
 def joined(record: NodeRecord) -> PresenceChange:

@@ -38,7 +38,7 @@ def test_loopback_addresses_are_local(address: str) -> None:
         "::ffff:10.0.0.7",
         "fe80::1%eth0",
         "2001:db8::1",
-        "0.0.0.0",  # noqa: S104
+        "0.0.0.0",
         "::",
         "169.254.1.1",
         "128.0.0.1",

@@ -9,8 +9,8 @@ from zmq.utils import z85
 from labmesh.errors import ConfigError
 from labmesh.transport.keys import NetworkKeys, Security
 
-PUBLIC_OF_SERVERS = b'l0Y@cyEcvQO7@%M+?:^P7m4lnAnjD[CAwK*(&zw.'
-PUBLIC_OF_THOSE_WHO_CONNECT = b'.4I:51VqBKHl.hNn5:D}lf[HkZP<{xQz)7!YBN!U'
+PUBLIC_OF_SERVERS = b"l0Y@cyEcvQO7@%M+?:^P7m4lnAnjD[CAwK*(&zw."
+PUBLIC_OF_THOSE_WHO_CONNECT = b".4I:51VqBKHl.hNn5:D}lf[HkZP<{xQz)7!YBN!U"
 
 WORD = {"LMH_NETWORK_PASSWORD": "correct horse battery staple"}
 

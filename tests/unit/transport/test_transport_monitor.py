@@ -23,10 +23,11 @@ class Watched:
         self.now += after_s
         return self.health.take(event, value, self.now)
 
-    def handshake_breaks(self, *, after_s: float) -> None:
+    def handshake_breaks(self, *, after_s: float) -> News | None:
         assert self.happens(zmq.EVENT_CONNECTED, after_s=0.1) is None
-        assert self.happens(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, after_s=after_s) is None
+        news = self.happens(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, after_s=after_s)
         assert self.happens(zmq.EVENT_DISCONNECTED) is None
+        return news
 
     @property
     def trouble(self) -> LabmeshError | None:
@@ -111,9 +112,9 @@ def test_each_refusal_has_its_own_sentence_and_the_socket_is_given_up(
 def test_handshakes_that_break_at_once_again_and_again_are_a_wrong_password() -> None:
     watched = Watched(encrypted=True)
     for _ in range(2):
-        watched.handshake_breaks(after_s=0.01)
+        assert watched.handshake_breaks(after_s=0.01) is None
         assert watched.trouble is None
-    watched.handshake_breaks(after_s=0.01)
+    assert watched.handshake_breaks(after_s=0.01) == "refused"
     assert isinstance(watched.trouble, AuthenticationError)
     assert "another network password" in str(watched.trouble)
 
@@ -121,7 +122,7 @@ def test_handshakes_that_break_at_once_again_and_again_are_a_wrong_password() ->
 def test_without_a_password_here_broken_handshakes_have_two_explanations() -> None:
     watched = Watched()
     for _ in range(3):
-        watched.handshake_breaks(after_s=0.01)
+        assert watched.handshake_breaks(after_s=0.01) is None
     assert type(watched.trouble) is LinkLost
     assert "does its network have a password" in str(watched.trouble)
     assert "another program" in str(watched.trouble)

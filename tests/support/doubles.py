@@ -1,0 +1,221 @@
+"""Servers that do not behave: a ROUTER that answers as it is told, and TCP peers without ZeroMQ."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import zmq
+from tests.support.processes import free_ports
+
+from labmesh.protocol.codec import Codec
+from labmesh.protocol.messages import (
+    DIRECTORY_REQUESTS,
+    INGEST_REQUESTS,
+    RELAY_REQUESTS,
+    RETRIEVE_REQUESTS,
+    Message,
+    Ping,
+    Pong,
+    Request,
+)
+
+#: What a double answers a request with: messages (with a body, if they have one), or raw frames.
+Answers = Iterable[Message | tuple[Message, bytes] | list[bytes]]
+
+_REQUESTS = {
+    kind: None
+    for kinds in (DIRECTORY_REQUESTS, RELAY_REQUESTS, INGEST_REQUESTS, RETRIEVE_REQUESTS)
+    for kind in kinds
+}
+_STOP, _HOLD, _READ = b"stop", b"hold", b"read"
+
+
+class RouterDouble(AbstractContextManager["RouterDouble"]):
+    """A server whose answers are a test's. It answers pings as a good one does, unless told.
+
+    :param answer: what is sent back for each request, in its thread.
+    :param pings: how often it answers a ping; None: always.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Any], Answers] = lambda _: (),
+        *,
+        node_id: str = "double",
+        epoch: str = "e1",
+        pings: int | None = None,
+        port: int | None = None,
+    ) -> None:
+        self._answer = answer
+        self._node_id, self._epoch = node_id, epoch
+        self._pings = pings
+        self._codec = Codec(tuple(_REQUESTS))
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.linger = 0
+        self.port = port or self._router.bind_to_random_port("tcp://127.0.0.1")
+        if port is not None:
+            self._router.bind(f"tcp://127.0.0.1:{port}")
+        self.endpoint = f"tcp://127.0.0.1:{self.port}"
+        self._control, self._far = (self._context.socket(zmq.PAIR) for _ in range(2))
+        self._control.bind("inproc://control")
+        self._far.connect("inproc://control")
+        #: what was asked, pings apart
+        self.requests: list[Request] = []
+        self.bodies: list[bytes] = []
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="double", daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._control.send(_STOP)
+        self._thread.join()
+        for each in (self._router, self._control, self._far):
+            each.close(0)
+        self._context.term()
+        if self.failure is not None:
+            raise self.failure
+
+    def hold(self) -> None:
+        """Read nothing from now on."""
+        self._control.send(_HOLD)
+
+    def read(self) -> None:
+        """Read on."""
+        self._control.send(_READ)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._far, zmq.POLLIN)
+        poller.register(self._router, zmq.POLLIN)
+        while True:
+            ready = dict(poller.poll())
+            if self._far in ready:
+                command = self._far.recv()
+                if command == _STOP:
+                    return
+                poller.register(self._router, zmq.POLLIN if command == _READ else 0)
+                continue
+            try:
+                self._serve(*self._router.recv_multipart())
+            except Exception as exc:
+                # The test hears of it at the end; without a thread it would wait for nothing.
+                self.failure = exc
+
+    def _serve(self, peer: bytes, *frames: bytes) -> None:
+        decoded = self._codec.decode(frames)
+        request = decoded.message
+        assert isinstance(request, Request)
+        if isinstance(request, Ping):
+            self._pong(peer, request)
+            return
+        self.requests.append(request)
+        if decoded.body is not None:
+            self.bodies.append(bytes(decoded.body))
+        for each in self._answer(request):
+            self._router.send_multipart([peer, *self._frames(each)])
+
+    def _pong(self, peer: bytes, ping: Ping) -> None:
+        if self._pings is not None:
+            self._pings -= 1
+            if self._pings < 0:
+                return
+        pong = Pong(id=ping.id, node_id=self._node_id, epoch=self._epoch, clock=1000.0)
+        self._router.send_multipart([peer, *self._frames(pong)])
+
+    def _frames(self, answer: Message | tuple[Message, bytes] | list[bytes]) -> list[Any]:
+        if isinstance(answer, list):
+            return answer
+        message, body = answer if isinstance(answer, tuple) else (answer, None)
+        return list(self._codec.encode(message, body))
+
+
+# ── TCP ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _endpoint(listener: socket.socket) -> str:
+    return f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def nothing_listening() -> Iterator[str]:
+    """A port at which nobody is."""
+    yield f"tcp://127.0.0.1:{free_ports(1)[0]}"
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """A port where a connection is never made: its queue of connections is full."""
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = opened.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield _endpoint(listener)
+
+
+@contextmanager
+def accepted_by_nobody() -> Iterator[str]:
+    """A bound socket that never accepts: the system makes the connection, nobody serves it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        yield _endpoint(listener)
+
+
+@contextmanager
+def tcp_server(serve: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that calls ``serve`` with each connection, one after the other."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        opened: list[socket.socket] = []
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return  # the listener was shut down
+                opened.append(connection)
+                with contextlib.suppress(OSError):  # the other side hung up first
+                    serve(connection)
+
+        thread = threading.Thread(target=accept, name="tcp double", daemon=True)
+        thread.start()
+        try:
+            yield _endpoint(listener)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for each in opened:
+                each.close()
+
+
+def silent() -> AbstractContextManager[str]:
+    """Accepts, and then says nothing."""
+    return tcp_server(lambda _: None)
+
+
+def closing() -> AbstractContextManager[str]:
+    """Accepts, and closes at once."""
+    return tcp_server(lambda connection: connection.close())
+
+
+def http() -> AbstractContextManager[str]:
+    """A web server: it understands nothing, says so, and closes."""
+
+    def refuse(connection: socket.socket) -> None:
+        connection.recv(100)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        connection.close()
+
+    return tcp_server(refuse)

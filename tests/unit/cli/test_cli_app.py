@@ -1,0 +1,172 @@
+"""The commands: their help, their examples, wrong usage, completion."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import labmesh
+from labmesh.cli import main
+from labmesh.cli.app import app
+from labmesh.cli.outcomes import EXIT_CODES
+
+Captured = pytest.CaptureFixture[str]
+
+COMMANDS = [
+    "bank",
+    "broker",
+    "call",
+    "data get",
+    "data ls",
+    "data put",
+    "data show",
+    "demo",
+    "doctor",
+    "init",
+    "ls",
+    "relay",
+    "show",
+    "up",
+    "watch",
+]
+NODES = {"bank", "broker", "relay", "up"}
+
+
+def registered() -> Iterator[str]:
+    for name in app:
+        if name == "data":
+            yield from (f"data {each}" for each in app["data"] if not each.startswith("-"))
+        elif not name.startswith("-"):
+            yield name
+
+
+def test_the_list_here_is_complete() -> None:
+    assert sorted(registered()) == COMMANDS
+
+
+def helped(command: str, capsys: Captured) -> str:
+    assert main([*command.split(), "--help"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of the help is folded."""
+    monkeypatch.setenv("COLUMNS", "250")
+
+
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_and_says_what_each_option_is(command: str, capsys: Captured) -> None:
+    text = helped(command, capsys)
+    assert "--json" in text
+    assert "--quiet" in text
+    for line in text.splitlines():
+        if "--" in line and line.startswith("│"):
+            described = line.strip("│ ").split("  ", 1)
+            assert len(described) == 2, f"an option without a word about it: {line}"
+    examples = [each.strip() for each in text.splitlines() if each.startswith("    ")]
+    mine = [each for each in examples if f"labmesh {command}" in each]
+    assert mine, "no example"
+    for example in mine:
+        assert len(example) <= 76, f"a terminal of 80 columns folds it: {example}"
+        words = shlex.split(example.split(f"labmesh {command}")[1].partition(" | ")[0])
+        _, bound, _ = app.parse_args(
+            [*command.split(), *words], exit_on_error=False, print_error=False
+        )
+        assert bound.arguments or not words
+
+
+def test_the_first_help_has_every_command_and_exit_code(capsys: Captured) -> None:
+    assert main([]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for command in COMMANDS:
+        assert f" {command.split()[0]} " in text
+    for code, meaning in EXIT_CODES.items():
+        assert f"{code} {meaning}" in text
+
+
+def test_version(capsys: Captured) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{labmesh.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "advice"),
+    [
+        ("lss", "lss", "'labmesh --help'"),
+        ("ls --jsn", "--jsn", "'labmesh ls --help'"),
+        ("call Inst-0", "METHOD", "'labmesh call --help'"),
+        ("data get", "DATASET", "'labmesh data get --help'"),
+        ("watch --count many", "many", "'labmesh watch --help'"),
+        ("watch --only dogs", "dogs", "'labmesh watch --help'"),
+    ],
+)
+def test_wrong_usage(words: str, text: str, advice: str, capsys: Captured) -> None:
+    assert main(words.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert first.startswith("error: ")
+    assert text in first
+    assert second == f"  try: see {advice}"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "ls --timeout 0",
+        "ls --timeout nan",
+        "watch --count 0",
+        "data ls --limit 0",
+        "relay",
+        "relay --id unknown",
+        "relay no_such_module:Class",
+        "relay labmesh.instruments.simulated:PowerSupply --poll 0",
+        "relay labmesh.instruments.simulated:PowerSupply --kwarg max_voltage=high",
+        "relay labmesh.instruments.simulated:PowerSupply --kwarg 5",
+        "relay labmesh.instruments.simulated:PowerSupply --arg 1",
+        "relay labmesh.instruments.simulated:PowerSupply --bind 5850",
+        "relay labmesh.instruments.simulated:PowerSupply --id ..",
+        "bank --heartbeat-seconds 0",
+        "broker --ttl-seconds -1",
+        "broker --rpc-bind localhost",
+        "up missing.toml",
+        "ls --config missing.toml",
+        "ls --broker udp://lab-pc",
+        "ls --ask-password",
+    ],
+)
+def test_what_cannot_be_used_is_said_in_a_line_with_the_way_out(
+    words: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LMH_NETWORK_PASSWORD", raising=False)
+    assert main(words.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert first.startswith("error: ")
+    assert second.startswith("  try: ")
+
+
+def test_completion_knows_commands_and_options(tmp_path: Path) -> None:
+    script = app.generate_completion(shell="bash")
+    for command in COMMANDS:
+        assert command.split()[-1] in script
+    assert "--free-ports" in script
+    path = tmp_path / "completion.bash"
+    path.write_text(script)
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+
+
+def test_completion_is_installed_where_it_is_wanted(tmp_path: Path) -> None:
+    target = tmp_path / "labmesh.bash"
+    assert main(["--install-completion", "--shell", "bash", "--output", str(target)]) == 0
+    assert "labmesh" in target.read_text()
