@@ -171,7 +171,7 @@ def test_up_without_a_file_simulates_and_says_so(command: Command, tmp_path: Pat
         ("[broker]\nrpc_port = 5750\n", 2, ["bad.toml", "[broker]", "rpc_port"]),
         ("[broker]\nrpc_bind = 5750\n", 2, ["bad.toml", "[broker]", "rpc_bind", "tcp://*:5750"]),
         ('[broker]\nrpc_bind = "tcp://*:6750"\n', 2, ["bad.toml", "[relay] broker_rpc", "5750"]),
-        ('[bank]\ndefault_data_dir = "bad.toml"\n', 1, ["bad.toml", "[bank] default_data_dir"]),
+        ('[bank]\ndefault_data_dir = "bad.toml"\n', 2, ["bad.toml: the ", "default_data_dir"]),
         ('[[relays]]\nid = "P-1"\ndriver = "nowhere:PSU"\n', 2, ["P-1", "nowhere:PSU"]),
         (
             f'[[relays]]\nid = "P-1"\ndriver = "{SIMULATED}:PowerSupply"\nargs = [1]\n',
@@ -181,7 +181,7 @@ def test_up_without_a_file_simulates_and_says_so(command: Command, tmp_path: Pat
         (
             f'[[relays]]\nid = "P-1"\ndriver = "{SIMULATED}:PowerSupply"\nbind = "tcp://9.9.9.9:*"\n',
             2,
-            ["P-1", "9.9.9.9"],
+            ["bad.toml", "P-1", "9.9.9.9"],
         ),
     ],
 )
@@ -225,7 +225,6 @@ def test_two_banks_do_not_share_a_folder(broker: str, command: Command) -> None:
     ready(first)
     second = command(*words, "--id", "bank-2", "--broker", broker)
     assert second.wait_end(LIMIT_S) == 1
-    assert "--data-dir" in second.errors
     assert "in use by another bank" in second.errors
 
 

@@ -130,9 +130,9 @@ async def test_a_file_that_is_open_as_text_is_refused(
     make: str, tmp_path: Path, executor: Executor
 ) -> None:
     (tmp_path / "notes.txt").write_text("notes")
-    with (tmp_path / "notes.txt").open() if make == "file" else io.StringIO("notes") as file:
-        with pytest.raises(TypeError, match="mode 'rb'"):
-            await open_source(file, executor)  # type: ignore[arg-type]
+    text = (tmp_path / "notes.txt").open() if make == "file" else io.StringIO("notes")
+    with text, pytest.raises(TypeError, match="mode 'rb'"):
+        await open_source(text, executor)  # type: ignore[arg-type]
 
 
 async def test_pieces_of_an_iterator_may_be_empty_or_huge(executor: Executor) -> None:
@@ -218,15 +218,22 @@ async def test_the_error_of_an_iterator_is_not_the_end(executor: Executor) -> No
 # ── sinks ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_sink_in_memory_holds_what_was_written_until_it_is_discarded() -> None:
+def test_a_sink_in_memory_holds_what_was_written_unless_it_is_discarded() -> None:
     sink = MemorySink()
     sink.write(CONTENT[:100])
     sink.write(memoryview(CONTENT)[100:])
     assert sink.digest() == hashlib.sha256(CONTENT).hexdigest()
-    sink.keep()
     assert sink.content == CONTENT
     sink.discard()
     assert sink.content == b""
+
+
+def test_a_sink_in_memory_that_was_kept_cannot_be_discarded() -> None:
+    sink = MemorySink()
+    sink.write(CONTENT)
+    sink.keep()
+    sink.discard()
+    assert sink.content == CONTENT
 
 
 def test_a_file_appears_whole_under_its_name_when_it_is_kept(tmp_path: Path) -> None:
@@ -284,9 +291,8 @@ def test_a_file_whose_last_bytes_find_no_room_is_removed_all_the_same(tmp_path: 
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, sink._file.fileno())
     os.close(full)
-    with pytest.raises(OSError) as caught:
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         sink.keep()
-    assert caught.value.errno == errno.ENOSPC
     sink.discard()
     assert os.listdir(tmp_path) == []
 

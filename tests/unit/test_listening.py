@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from tests.support.peers import until
 
 from labmesh.listening import Subscription
 
@@ -92,12 +93,10 @@ async def test_a_task_that_is_returned_is_held_and_not_waited_for(subscribe: Any
     subscription = subscribe(lambda number: asyncio.ensure_future(work(number)))
     subscription.put(1)
     subscription.put(2)
-    while len(subscription._returned) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(subscription._returned) == 2)
     gate.set()
     await heard.until(2)
-    while subscription._returned:
-        await asyncio.sleep(0)
+    await until(lambda: not subscription._returned)
 
 
 @pytest.mark.parametrize("kind", ["plain", "async", "task"])
@@ -120,8 +119,7 @@ async def test_what_a_callback_raises_is_logged_and_the_next_item_comes(
     subscription.put(1)
     subscription.put(2)
     await heard.until(2)
-    while subscription._returned or len(caplog.records) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(caplog.records) == 2)
     for record, number in zip(caplog.records, (1, 2), strict=True):
         assert record.levelno == logging.ERROR
         assert subscription.name in record.getMessage()
@@ -160,8 +158,7 @@ async def test_a_callback_that_blocks_the_loop_is_named(
     subscription = subscribe(blocking)
     subscription.put(1)
     await heard.until(1)
-    while not caplog.records:
-        await asyncio.sleep(0)
+    await until(lambda: caplog.records)
     assert "blocking blocked its loop for 0.1 s" in caplog.text
 
 

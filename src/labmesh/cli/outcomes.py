@@ -71,7 +71,7 @@ class Outcome(NamedTuple):
 #: Error class → outcome; a class that is not here has the outcome of its nearest base.
 OUTCOMES: dict[type[BaseException], Outcome] = {
     LabmeshError: Outcome(FAILED, "run it again with -v to see more, or 'labmesh doctor'"),
-    ProtocolError: Outcome(FAILED, "correct what it names; see --help of this command"),
+    ProtocolError: Outcome(USAGE, "correct what it names; see --help of this command"),
     BadArguments: Outcome(USAGE, "see 'labmesh show RELAY' for the methods and their arguments"),
     TooLarge: Outcome(REFUSED, "store large values as a dataset: 'labmesh data put FILE'"),
     UnsupportedVersion: Outcome(REFUSED, "install the same version of labmesh on both sides"),

@@ -15,7 +15,7 @@ from labmesh.cli.outcomes import DONE
 from labmesh.cli.output import Output, printable
 from labmesh.client import DirectorClientAgent
 from labmesh.config import Config
-from labmesh.errors import LinkLost, StorageError
+from labmesh.errors import ConfigError, LinkLost, StorageError
 from labmesh.node import Node
 
 __all__ = ["connected", "hold", "hold_open", "log_to_stderr", "run"]
@@ -143,15 +143,16 @@ def hold(
 ) -> int:
     """:func:`hold_open` as a command: Ctrl-C and SIGTERM are its normal end.
 
-    :raises StorageError: the bank's folder cannot be used; the text names its key.
+    :raises LabmeshError: as there; what is wrong with the configuration names its file.
     """
     try:
         run(hold_open(factories, ready, out))
     except KeyboardInterrupt:
         out.say("stopped")
-    except StorageError as exc:
-        place = f"{config.path}: [bank] default_data_dir" if config.path else "--data-dir"
-        raise type(exc)(f"{place}: {exc}", **exc.detail) from exc
+    except (ConfigError, StorageError) as exc:
+        if config.path is None:
+            raise
+        raise type(exc)(f"{config.path}: {exc}", **exc.detail) from exc
     return DONE
 
 

@@ -36,6 +36,9 @@ FIRST_SIGN_S = 0.05
 SIGN_INTERVAL_S = 1.0
 #: A caller gives a call up when nothing at all was heard of it for so long.
 SILENCE_S = 4.0
+#: How long after its deadline a call is waited for that is not known to have begun: its callee
+#: refuses it at the deadline, and that word, which says that it did not run, is on its way.
+LAST_WORD_S = 0.05
 
 
 def admit(request: Request, *, node_id: str, epoch: str, now: float) -> None:
@@ -164,9 +167,10 @@ class Caller:
         return None if first is None else first[0]
 
     def _ends_at(self, request: OpenRequest) -> float:
-        if request.method and request.sent:
-            return min(request.deadline, request.heard_at + self._silence_s)
-        return request.deadline
+        if not request.method or not request.sent:
+            return request.deadline
+        last_word_s = 0.0 if request.state == "running" else LAST_WORD_S
+        return min(request.deadline + last_word_s, request.heard_at + self._silence_s)
 
     def _end(
         self, ended: Iterable[OpenRequest], error: Callable[[OpenRequest], LabmeshError]

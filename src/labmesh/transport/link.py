@@ -20,6 +20,7 @@ from labmesh.errors import (
     NotSent,
     OutcomeUnknown,
     ProtocolError,
+    TooLarge,
     error_from_wire,
 )
 from labmesh.protocol.calls import Caller, ClockOffset
@@ -28,7 +29,7 @@ from labmesh.protocol.messages import REPLIES, Call, Cancel, Failure, Ping, Pong
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Channel, Frames
 from labmesh.transport.monitor import EVENTS, Health, Monitor, News
-from labmesh.transport.sockets import Sockets
+from labmesh.transport.sockets import MAX_FRAME_BYTES, Sockets
 from labmesh.transport.waiters import Waiters
 
 __all__ = ["Link"]
@@ -195,6 +196,8 @@ class Link:
                 deadline=None if deadline == math.inf else self._clock.translate(deadline),
             )
             frames = self._codec.encode(addressed, body)
+            if isinstance(request, Call):
+                self._check_sizes(frames)
             if self._channel.send(frames):
                 self._caller.sent(request_id, time.monotonic())
                 self._arm()
@@ -202,6 +205,17 @@ class Link:
             await self._waiters.wait(deadline)
             if time.monotonic() >= deadline:
                 raise self._not_sent()
+
+    def _check_sizes(self, frames: list[Buffer]) -> None:
+        """A relay cuts off whoever sends more, and the call would end as nobody knows how."""
+        largest = max(memoryview(frame).nbytes for frame in frames)
+        limit = MAX_FRAME_BYTES["relay"]
+        if largest > limit:
+            raise TooLarge(
+                f"an argument of {largest} bytes; the limit is {limit}: nothing was sent; split "
+                "it, or upload it as a dataset",
+                limit=limit,
+            )
 
     def _open_reply(
         self, decoded: Decoded, wanted: type[R] | tuple[type[R], ...], method: str

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import zmq
 
-from labmesh.errors import Busy, InternalError, LabmeshError, ProtocolError
+from labmesh.errors import Busy, InternalError, LabmeshError, ProtocolError, Stopping
 from labmesh.protocol.addresses import Address
 from labmesh.protocol.calls import admit
 from labmesh.protocol.codec import Buffer, Codec, Limits
@@ -35,7 +34,7 @@ MAX_HEADER_BYTES = {
 }
 
 Answer = Reply | tuple[Reply, Buffer] | None
-Handle = Callable[[Request, memoryview | None, "Origin"], "Answer | Awaitable[Answer]"]
+Handle = Callable[[Request, memoryview | None, "Origin"], "Answer | Coroutine[Any, Any, Answer]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +54,9 @@ class Service:
 
     :param role: which socket this is (``directory``, ``relay``, ``ingest``, ``retrieve``).
     :param requests: the messages that this socket takes.
-    :param handle: gets each admitted request. It returns the reply, or an awaitable of it, or
-        None when it will call :meth:`reply` later; what it raises becomes the reply.
-    :param max_pending: awaitable answers that one connection may have open.
+    :param handle: gets each admitted request. It returns the reply, or a coroutine of it, or None
+        when it will call :meth:`reply` later; what it raises becomes the reply.
+    :param max_pending: answers by coroutine that one connection may have open.
     """
 
     def __init__(
@@ -76,12 +75,13 @@ class Service:
         owner = f"{kind} {node_id}" if kind != node_id else kind
         self._socket, self.address = sockets.bind(zmq.ROUTER, address, role=role, owner=owner)
         self._sockets = sockets
-        self._codec = Codec(requests, limits=Limits(max_header_bytes=MAX_HEADER_BYTES[role]))
+        self._requests = Codec(requests, limits=Limits(max_header_bytes=MAX_HEADER_BYTES[role]))
+        self._answers = Codec(())
         self._node_id, self._epoch = node_id, epoch
         self._handle = handle
         self._max_pending = max_pending
         self._pending: dict[bytes, int] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[Answer], Origin] = {}
         self._name = f"{owner} ({role})"
         self._warnings = Seldom()
         #: replies that their asker did not take, or messages that could not be read
@@ -89,7 +89,7 @@ class Service:
         self._channel = Channel(self._socket, self._take, name=self._name)
 
     async def close(self, linger_ms: int = 200) -> None:
-        """Stop reading, end unfinished answers, let the last replies leave."""
+        """Stop reading, refuse what was not answered, let the last replies leave; twice is fine."""
         self._channel.close()
         for task in self._tasks:
             task.cancel()
@@ -104,7 +104,7 @@ class Service:
         if answer is None:
             return True
         message, body = answer if isinstance(answer, tuple) else (answer, None)
-        return self.send(origin, self._codec.encode(message, body, json=origin.json))
+        return self.send(origin, self._answers.encode(message, body, json=origin.json))
 
     def send(self, origin: Origin, encoded: Sequence[Buffer]) -> bool:
         """Send a reply that was encoded elsewhere (large results are, off the loop)."""
@@ -126,7 +126,7 @@ class Service:
         delimited = len(frames) > 1 and len(frames[1]) == 0
         payload = frames[2:] if delimited else frames[1:]
         try:
-            decoded = self._codec.decode(payload)
+            decoded = self._requests.decode(payload)
         except ProtocolError as exc:
             request_id = str(exc.detail.get("id", ""))
             origin = Origin(peer, delimited, bool(exc.detail.get("json")), request_id)
@@ -144,7 +144,7 @@ class Service:
                 self.reply(origin, pong)
                 return
             answer = self._handle(request, decoded.body, origin)
-            if inspect.isawaitable(answer):
+            if isinstance(answer, Coroutine):
                 self._answer_later(origin, answer)
             else:
                 self.reply(origin, answer)
@@ -153,32 +153,33 @@ class Service:
         except Exception as exc:
             self._fault(origin, request, exc)
 
-    def _answer_later(self, origin: Origin, answer: Awaitable[Answer]) -> None:
+    def _answer_later(self, origin: Origin, answer: Coroutine[Any, Any, Answer]) -> None:
         pending = self._pending.get(origin.peer, 0)
         if pending >= self._max_pending:
-            if inspect.iscoroutine(answer):
-                answer.close()
+            answer.close()
             raise Busy(f"{pending} requests of this connection are open, the limit; wait for some")
         self._pending[origin.peer] = pending + 1
         task = asyncio.get_running_loop().create_task(
-            self._finish(origin, answer), name=f"{self._name} answers {origin.request_id}"
+            answer, name=f"{self._name} answers {origin.request_id}"
         )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = origin
+        task.add_done_callback(self._finish)
 
-    async def _finish(self, origin: Origin, answer: Awaitable[Answer]) -> None:
+    def _finish(self, task: asyncio.Task[Answer]) -> None:
+        origin = self._tasks.pop(task)
+        left = self._pending[origin.peer] - 1
+        if left:
+            self._pending[origin.peer] = left
+        else:
+            del self._pending[origin.peer]
         try:
-            self.reply(origin, await answer)
+            self.reply(origin, task.result())
         except LabmeshError as exc:
             self.refuse(origin, exc)
+        except asyncio.CancelledError:
+            self.refuse(origin, Stopping(f"{self._name} shut down before this was answered"))
         except Exception as exc:
             self._fault(origin, None, exc)
-        finally:
-            left = self._pending[origin.peer] - 1
-            if left:
-                self._pending[origin.peer] = left
-            else:
-                del self._pending[origin.peer]
 
     def _fault(self, origin: Origin, request: Request | None, exc: Exception) -> None:
         """A fault of our own: the asker is told, the log has the rest, the node lives."""

@@ -135,6 +135,7 @@ def test_wrong_usage(words: str, text: str, advice: str, capsys: Captured) -> No
         "relay labmesh.instruments.simulated:PowerSupply --bind 5850",
         "relay labmesh.instruments.simulated:PowerSupply --id ..",
         "bank --heartbeat-seconds 0",
+        "bank --id ..",
         "broker --ttl-seconds -1",
         "broker --rpc-bind localhost",
         "up missing.toml",

@@ -30,7 +30,7 @@ CODES = {
     "NotFound": 3,
     "NotSent": 5,
     "OutcomeUnknown": 5,
-    "ProtocolError": 1,
+    "ProtocolError": 2,
     "StaleEpoch": 5,
     "Stopping": 5,
     "StorageError": 1,

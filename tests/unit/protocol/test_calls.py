@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from labmesh.errors import (
 )
 from labmesh.protocol.calls import (
     FIRST_SIGN_S,
+    LAST_WORD_S,
     SIGN_INTERVAL_S,
     SILENCE_S,
     Callee,
@@ -231,6 +233,21 @@ def test_the_error_tells_how_far_the_call_had_come(caller: Caller) -> None:
     assert "fell silent while ramp was waiting in the queue" in str(error)
 
 
+@pytest.mark.parametrize("heard", [[], ["queued"]])
+def test_a_call_that_may_still_wait_is_granted_the_last_word_of_its_callee(
+    caller: Caller, heard: list[Any]
+) -> None:
+    """The callee refuses it at its deadline, and only that tells that it did not run."""
+    caller.open("1", deadline=2.0, now=0.0, method="ramp")
+    assert caller.next_deadline() == 2.0, "it was not sent"
+    caller.sent("1", 0.0)
+    for state in heard:
+        caller.heard(Alive(id="1", state=state), 1.0)
+    assert caller.next_deadline() == 2.0 + LAST_WORD_S
+    assert caller.expire(2.0) == []
+    assert isinstance(ended(caller, caller.expire(2.0 + LAST_WORD_S)), OutcomeUnknown)
+
+
 def test_how_long_silence_may_last_can_be_set() -> None:
     caller = Caller(RELAY, silence_s=1.0)
     caller.open("1", deadline=600.0, now=0.0, method="ramp")
@@ -282,7 +299,7 @@ _moves = st.lists(
 
 @settings(deadline=None, max_examples=100)
 @given(_moves)
-def test_whatever_happens_each_request_ends_once_and_none_outlives_its_deadline(
+def test_whatever_happens_each_request_ends_once_and_none_outlives_its_deadline_by_more_than_a_word(
     moves: list[tuple[str, int, float]],
 ) -> None:
     caller, now, opened = Caller(RELAY), 0.0, 0
@@ -313,11 +330,11 @@ def test_whatever_happens_each_request_ends_once_and_none_outlives_its_deadline(
         elif move == "expire":
             for request_id, _ in caller.expire(now):
                 end(request_id)
-            assert all(deadline > now for deadline in deadlines.values())
+            assert all(deadline + LAST_WORD_S > now for deadline in deadlines.values())
         assert len(caller) == len(deadlines)
         due = caller.next_deadline()
         assert (due is None) == (not deadlines)
-        assert due is None or due <= min(deadlines.values())
+        assert due is None or due <= min(deadlines.values()) + LAST_WORD_S
 
 
 # ── the callee ──────────────────────────────────────────────────────────────────────────────────
