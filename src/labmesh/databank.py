@@ -54,6 +54,8 @@ _THREADS = 4
 _INGEST_PENDING = 64
 _RETRIEVE_PENDING = 16
 _UNANNOUNCED = 10_000
+#: Whoever lost the broker has it back so long after the first who did: retries are 2 s apart.
+_EVERYBODY_BACK_S = 3.0
 #: A page of records ends where it would grow beyond this; the next page goes on there.
 _PAGE_BYTES = 2**19
 
@@ -260,6 +262,7 @@ class DataBank(Member):
             self._turns.pop(step.key, None)
         if record is None:
             return step.reply
+        log.info("stored %s (%d bytes)", record.dataset_id, record.size)
         self._announce(record)
         return Committed(id=request.id, record=record)
 
@@ -309,13 +312,24 @@ class DataBank(Member):
                     self._turns.pop(step.key, None)
 
     def _announce(self, record: DatasetRecord) -> None:
-        log.info("stored %s (%d bytes)", record.dataset_id, record.size)
         if not self._publish("dataset", "dataset", msgspec.to_builtins(record)):
             self._unannounced.append(record)
 
     def _events_up(self) -> None:
-        """What was stored while the broker was away is announced now."""
-        waiting, self._unannounced = self._unannounced, deque(maxlen=_UNANNOUNCED)
+        waiting = list(self._unannounced)
+        self._unannounced.clear()
+        if waiting:
+            self._spawn(self._announce_late(waiting), "late announcements")
+
+    async def _announce_late(self, waiting: list[DatasetRecord]) -> None:
+        """What was stored while the broker was away is announced now, and once more.
+
+        Subscribers may find the broker again later than this bank does. They hear of a dataset
+        once, however often it is announced.
+        """
+        for record in waiting:
+            self._announce(record)
+        await asyncio.sleep(_EVERYBODY_BACK_S)
         for record in waiting:
             self._announce(record)
 

@@ -127,8 +127,11 @@ async def facts(endpoints: dict[str, str]) -> tuple[object, object]:
 def ask(endpoint: str, request: dict[str, object]) -> dict[str, object]:
     with dealer(endpoint) as peer:
         peer.send(msgspec.msgpack.encode({"id": "1", **request}))
-        assert peer.poll(REPLY_MS)
-        return msgspec.msgpack.decode(peer.recv())
+        reply = {"type": "alive"}
+        while reply["type"] == "alive":
+            assert peer.poll(REPLY_MS)
+            reply = msgspec.msgpack.decode(peer.recv())
+        return reply
 
 
 # ── below ZeroMQ ────────────────────────────────────────────────────────────────────────────────

@@ -59,7 +59,7 @@ async def test_a_state_arrives_as_the_driver_gave_it() -> None:
 
 @pytest.mark.parametrize(
     ("polled", "state"),
-    [(2.5, {"value": 2.5}), (False, {"value": False}), ([1, 2], {"value": [1, 2]})],
+    [(2.5, {"value": 2.5}), (False, {"value": False}), ((1, 2), {"value": [1, 2]})],
 )
 async def test_a_poll_that_gives_a_bare_reading_is_a_state_of_one_value(
     polled: Any, state: dict[str, Any]

@@ -67,12 +67,13 @@ def ago(seconds: float | None) -> str:
 
 def byte_size(size: int) -> str:
     """``812 B``, ``1.3 MB``: in powers of 1000."""
-    amount = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 999.5 or unit == "GB":
-            break
+    if size < 1000:
+        return f"{size} B"
+    amount, units = size / 1000, ["kB", "MB", "GB"]
+    while amount >= 999.5 and len(units) > 1:
         amount /= 1000
-    return f"{size} B" if unit == "B" else f"{amount:.3g} {unit}"
+        units.pop(0)
+    return f"{amount:.3g} {units[0]}"
 
 
 def count(number: int, what: str) -> str:

@@ -8,6 +8,7 @@ without a working handler nobody gets in.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import logging
 import socket as stdlib_socket
 import threading
@@ -36,12 +37,17 @@ _EVENTS = (
 
 def is_local(address: str) -> bool:
     """Is this peer address a loopback address (also as an IPv4 address inside IPv6)?"""
+    parsed = _parsed(address)
+    return parsed is not None and parsed.is_loopback
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An IPv4 address also where an IPv6 socket shows it as one of its own."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return bool((mapped or parsed).is_loopback)
+        return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
 def admits(
@@ -115,6 +121,7 @@ class Authenticator:
         self._name = name
         self._remembered: set[str] = set()
         self._arrivals: deque[Doorway] = deque()
+        self._numbers = itertools.count()
         self._doorways: dict[zmq.Socket[bytes], Doorway] = {}
         #: connections that were turned away
         self.refused = 0
@@ -126,6 +133,11 @@ class Authenticator:
         self._far = context.socket(zmq.PAIR)
         self._control.bind(control)
         self._far.connect(control)
+        if security.keys is None and security.insecure:
+            log.warning(
+                "%s is insecure: it admits every host that reaches it, and nothing is encrypted",
+                name,
+            )
         self._thread = threading.Thread(target=self._run, name=f"{name}-zap", daemon=True)
         self._thread.start()
 
@@ -134,7 +146,8 @@ class Authenticator:
 
         ``socket.disable_monitor()`` ends it, and must come before the socket is closed.
         """
-        endpoint = f"inproc://labmesh.doorway.{id(socket)}"
+        # Numbered: the name of a socket that was closed just now may not be free yet.
+        endpoint = f"inproc://labmesh.doorway.{next(self._numbers)}"
         socket.monitor(endpoint, _EVENTS)
         events = self._context.socket(zmq.PAIR)
         # When it is full, libzmq stands still until it is read.
@@ -202,6 +215,7 @@ class Authenticator:
 
     def _report(self, address: str, domain: str, why: str) -> None:
         """One log line an address: a refused peer tries again for ever."""
+        address = str(_parsed(address) or address)
         known = not address or address in self._remembered
         if known or len(self._remembered) >= _MAX_REMEMBERED:
             return

@@ -91,7 +91,7 @@ class Publisher:
         """Let the last events leave, and close; twice is fine."""
         if self._closed:
             return
-        self._closed = True
+        self._closed, self.up = True, False
         if self._rebuilding is not None:
             self._rebuilding.cancel()
         self._teardown(linger_ms)

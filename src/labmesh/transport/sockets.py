@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import itertools
 import socket as stdlib_socket
 from typing import Any
 
@@ -58,6 +59,7 @@ class Sockets:
         self._authenticator: Authenticator | None = None
         self._sockets: list[Socket] = []
         self._monitors: dict[Socket, Socket] = {}
+        self._pairs = itertools.count()
 
     @property
     def refused(self) -> int:
@@ -143,7 +145,7 @@ class Sockets:
     def pair(self) -> tuple[Socket, Socket]:
         """Two ends of a channel between two threads of this node."""
         near, far = self._new(zmq.PAIR), self._new(zmq.PAIR)
-        endpoint = f"inproc://labmesh.{id(near)}"
+        endpoint = f"inproc://labmesh.pair.{next(self._pairs)}"
         near.bind(endpoint)
         far.connect(endpoint)
         return near, far

@@ -42,6 +42,8 @@ def described(driver: str = "PowerSupply", **methods: str) -> Driver:
 )
 def test_a_signature_reads_like_the_drivers_own(text: str) -> None:
     assert str(signature_from(text)) == text
+    assert signature_from(text) == signature_from(text)
+    assert hash(signature_from("(a: int)")) == hash(signature_from("(a: int)"))
 
 
 def test_plain_defaults_are_values() -> None:
@@ -64,7 +66,7 @@ def test_each_driver_that_is_shipped_is_shown_as_it_is() -> None:
         "(...)",
         "",
         "(a, a)",
-        "(): pass\nimport os",
+        "(): pass\nimport os\nif os",
         "(a=1, b)",
         "(" * 3000,
         "(x=" + "[" * 300 + "]" * 300 + ")",

@@ -1,0 +1,236 @@
+"""What somebody who listens to the wire can read: with a password nothing, without one everything.
+
+    pytest tests/faults/test_on_the_wire.py -s
+
+prints how often each thing was found. The run without a password is the control: it shows that the
+search would find what is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import struct
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.hearing import Heard
+from tests.support.processes import (
+    Process,
+    program,
+    specification_folder,
+    specification_toml,
+)
+from tests.support.recording import Wire
+from tests.support.sniffing import Sniffer
+from zmq.utils import z85
+
+from labmesh import DataBank, DirectorClientAgent, DirectoryBroker, RelayAgent
+from labmesh.errors import DriverError
+from labmesh.transport.keys import Security
+from labmesh.util import read_toml_config
+
+PASSWORD = "quagga-pangolin-axolotl-41"
+ANYWHERE = "tcp://127.0.0.1:*"
+PAYLOAD = random.Random(7).randbytes(300_000)
+READING = 12345.678912
+ARRAY = np.random.default_rng(7).normal(size=2000)
+BEGUN_S, LIMIT_S = 15.0, 20.0
+UPLOAD_BYTES, UPLOAD_SEED = 200_000, 42
+
+
+class Wombatron:
+    """A driver whose words occur nowhere else: doc-of-the-wombatron."""
+
+    def set_numbat(self, bilby: float, note: str) -> dict[str, Any]:
+        """Set the numbat: doc-of-set-numbat."""
+        return {"echidna": note.upper(), "bilby": bilby}
+
+    def spectrum(self) -> np.ndarray:
+        """An array."""
+        return ARRAY
+
+    def fail(self) -> None:
+        """Raise."""
+        raise ValueError("the-potoroo-is-out")
+
+    def poll(self) -> dict[str, float]:
+        """A state."""
+        return {"quokka": READING}
+
+
+#: What is said in :func:`talk`, as it would be found on the wire.
+SAID = {
+    "relay id": b"Wombat-0",
+    "bank id": b"burrow-0",
+    "driver's class": b"Wombatron",
+    "driver's docstring": b"doc-of-the-wombatron",
+    "method": b"set_numbat",
+    "method's docstring": b"doc-of-set-numbat",
+    "parameter name": b"bilby",
+    "parameter value (text)": b"dunnart-of-the-parameter",
+    "parameter value (number)": struct.pack(">d", 2.718281828),
+    "result": b"DUNNART-OF-THE-PARAMETER",
+    "result's array": ARRAY.tobytes()[4000:4032],
+    "driver's error": b"the-potoroo-is-out",
+    "state's topic": b"state.Wombat-0",
+    "state's key": b"quokka",
+    "state's value": struct.pack(">d", READING),
+    "payload, its first bytes": PAYLOAD[:32],
+    "payload, in the middle": PAYLOAD[150_000:150_032],
+    "payload, its last bytes": PAYLOAD[-32:],
+    "dataset's name": b"kultarr-scan",
+    "dataset's meta, key": b"mulgara",
+    "dataset's meta, value": b"phascogale",
+}
+
+
+class RelayBehindWire(RelayAgent):
+    """A relay that others reach through the wire."""
+
+    wire: Wire
+
+    def _endpoints(self) -> dict[str, str]:
+        return {name: self.wire.front(each) for name, each in super()._endpoints().items()}
+
+
+class BankBehindWire(DataBank):
+    """A bank that others reach through the wire."""
+
+    wire: Wire
+
+    def _endpoints(self) -> dict[str, str]:
+        return {name: self.wire.front(each) for name, each in super()._endpoints().items()}
+
+
+async def talk(wire: Wire, security: Security, folder: Path) -> None:
+    """A network whose every connection goes over the wire, and everything that it can say."""
+    async with AsyncExitStack() as nodes:
+        broker = DirectoryBroker(ANYWHERE, ANYWHERE, ANYWHERE, security=security)
+        await nodes.enter_async_context(broker)
+        rpc, xsub, xpub = (wire.front(str(each)) for each in (broker.rpc, broker.xsub, broker.xpub))
+        relay = RelayBehindWire(
+            "Wombat-0",
+            Wombatron(),
+            rpc,
+            ANYWHERE,
+            xsub,
+            state_interval=0.1,
+            security=security,
+        )
+        bank = BankBehindWire(
+            ingest_bind=ANYWHERE,
+            retrieve_bind=ANYWHERE,
+            data_dir=folder,
+            broker_rpc=rpc,
+            broker_xsub=xsub,
+            bank_id="burrow-0",
+            security=security,
+        )
+        for node in (relay, bank):
+            node.wire = wire
+            await nodes.enter_async_context(node)
+            await node.ready
+        client = DirectorClientAgent(broker_rpc=rpc, broker_xpub=xpub, security=security)
+        await nodes.enter_async_context(client)
+        await ask(client, relay)
+
+
+async def ask(client: DirectorClientAgent, relay: RelayAgent) -> None:
+    """Call, listen, upload, download; the answers are checked."""
+    states, datasets = Heard(), Heard()
+    client.on_state(lambda _, state: states(state))
+    client.on_dataset(datasets)
+    wombat = await client.get_relay_agent("Wombat-0")
+    assert "set_numbat" in [each.name for each in (await wombat.describe()).methods]
+    answer = await wombat.set_numbat(bilby=2.718281828, note="dunnart-of-the-parameter")
+    assert answer == {"echidna": "DUNNART-OF-THE-PARAMETER", "bilby": 2.718281828}
+    np.testing.assert_array_equal(await wombat.spectrum(), ARRAY)
+    with pytest.raises(DriverError, match="the-potoroo-is-out"):
+        await wombat.fail()
+    assert (await states.count(3))[-1] == {"quokka": READING}
+    dataset_id = await relay.upload(PAYLOAD, name="kultarr-scan", meta={"mulgara": "phascogale"})
+    dataset = await datasets.one(lambda each: each["dataset_id"] == dataset_id)
+    bank = await client.get_databank_agent(dataset["bank_id"])
+    assert await bank.read(dataset_id) == PAYLOAD
+
+
+def secrets_of(security: Security) -> dict[str, bytes]:
+    """The password, and what was made of it."""
+    assert security.keys is not None
+    secrets = {"password": PASSWORD.encode()}
+    for side, pair in (("servers'", security.keys.server), ("clients'", security.keys.client)):
+        secrets[f"{side} secret key"] = z85.decode(pair.secret)
+        secrets[f"{side} secret key, as text"] = pair.secret
+    return secrets
+
+
+async def test_nothing_that_a_network_with_a_password_says_can_be_read(tmp_path: Path) -> None:
+    closed = Security.resolve(environ={"LMH_NETWORK_PASSWORD": PASSWORD})
+    opened = Security.resolve(environ={})
+    secrets = secrets_of(closed)
+    async with asyncio.timeout(LIMIT_S), Wire() as private, Wire() as public:
+        await talk(private, closed, tmp_path / "closed")
+        await talk(public, opened, tmp_path / "opened")
+    print(f"{'':28} with password  without   ({private.size:,} and {public.size:,} bytes heard)")
+    for name, needle in (SAID | secrets).items():
+        print(f"{name:28} {private.count(needle):13}  {public.count(needle):7}")
+    assert [name for name, needle in (SAID | secrets).items() if private.count(needle)] == []
+    assert [name for name, needle in SAID.items() if not public.count(needle)] == []
+    assert [name for name, needle in secrets.items() if public.count(needle)] == []
+    assert private.size > public.size > 2 * len(PAYLOAD)
+
+
+def run_the_specifications_programs(folder: Path, environ: Mapping[str, str]) -> Sniffer:
+    """All four programs until they have converged; what was heard on their ports meanwhile."""
+    folder.mkdir()
+    toml = specification_toml(folder)
+    tables = read_toml_config(toml)
+    binds = [each for table in tables.values() for key, each in table.items() if "bind" in key]
+    with ExitStack() as stack:
+        heard = stack.enter_context(Sniffer({int(each.rpartition(":")[2]) for each in binds}))
+        processes = {}
+        for name in ("broker", "bank", "relay", "client"):
+            path = specification_folder() / f"{name}.py"
+            started = Process([path, "--toml", toml], cwd=folder, environ=environ)
+            processes[name] = stack.enter_context(started)
+        processes["client"].wait_for(r"\[state\] Inst-0: .*'voltage': 2\.5\b", LIMIT_S)
+        ingest = tables["bank"]["ingest_bind"].replace("*", "127.0.0.1")
+        upload = [program("upload.py"), ingest, str(UPLOAD_BYTES), str(UPLOAD_SEED)]
+        stack.enter_context(Process(upload, cwd=folder, environ=environ))
+        processes["client"].wait_for(r"^\[downloaded\]", LIMIT_S)
+        heard.stop()
+    return heard
+
+
+def test_nothing_of_the_specifications_programs_can_be_read(tmp_path: Path) -> None:
+    """The kernel's own record of the loopback interface, on all ports of the four programs."""
+    specification_folder()
+    content = random.Random(UPLOAD_SEED).randbytes(UPLOAD_BYTES)
+    said = {
+        "relay id": b"Inst-0",
+        "bank id": b"bank-0",
+        "driver's class": b"MockPSU",
+        "method": b"set_voltage",
+        "parameter's name": b"value",
+        "state's key": b"last_updated",
+        "state's value": struct.pack(">d", 2.5),
+        "payload": content[1000:1032],
+        "payload, its last bytes": content[-32:],
+        "dataset's meta": b"\xa4seed\x2a",
+    }
+    password = {"LMH_NETWORK_PASSWORD": PASSWORD}
+    private = run_the_specifications_programs(tmp_path / "closed", password)
+    public = run_the_specifications_programs(tmp_path / "opened", {})
+    print(f"{'':28} with password  without   ({private.size:,} and {public.size:,} bytes heard)")
+    for name, needle in (said | {"password": PASSWORD.encode()}).items():
+        print(f"{name:28} {private.count(needle):13}  {public.count(needle):7}")
+    assert [name for name, needle in said.items() if private.count(needle)] == []
+    assert [name for name, needle in said.items() if not public.count(needle)] == []
+    for heard in (private, public):
+        assert heard.count(PASSWORD.encode()) == 0
+        assert heard.size > 2 * UPLOAD_BYTES
