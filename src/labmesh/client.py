@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Self, TypeVar, overload
 
-from labmesh.content import Content
+from labmesh.content import Content, Sink
 from labmesh.errors import (
     AuthenticationError,
     LabmeshError,
@@ -25,6 +25,8 @@ from labmesh.protocol.addresses import Address, parse_connect
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import (
     DatasetRecord,
+    Fetch,
+    Fetched,
     GetStatus,
     ListNodes,
     NodeList,
@@ -33,9 +35,10 @@ from labmesh.protocol.messages import (
     Request,
     Status,
 )
+from labmesh.protocol.records import checked
 from labmesh.protocol.roster import Roster, about, nobody
 from labmesh.remote import BankClient, LinkHealth, RelayClient
-from labmesh.transfer import UploadSettings, upload
+from labmesh.transfer import Progress, UploadSettings, download, upload
 from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
 
@@ -188,7 +191,7 @@ class DirectorClientAgent(Node):
         timeout = min(_REQUEST_S, max(0.0, deadline - time.monotonic()))
         status = await self._broker.request(GetStatus(id="-"), Status, timeout=timeout)
         port = status.facts.get("xpub_port")
-        if not isinstance(port, int):
+        if type(port) is not int or not 0 < port < 2**16:
             raise LinkLost(
                 f"{status.node_id} at {self.broker_rpc} does not tell its event port: is this the "
                 "broker? Give broker_xpub"
@@ -292,10 +295,11 @@ class DirectorClientAgent(Node):
         ticket = self._roster.ask()
         try:
             answer = await self._broker.request(ListNodes(id="-"), NodeList, timeout=_REQUEST_S)
+            nodes = [checked(each) for each in answer.nodes]
         except BaseException:
             self._roster.failed(ticket)
             raise
-        self._roster.listed(ticket, answer.nodes)
+        self._roster.listed(ticket, nodes)
         return self._roster.nodes()
 
     async def _find(self, kind: str, node_id: str | None, wait: float) -> NodeRecord:
@@ -375,9 +379,18 @@ class DirectorClientAgent(Node):
         """One request to a relay or bank; on the loop that connected."""
         now = time.monotonic()
         deadline = now + timeout
-        link = await self._linked(node_id, endpoint, min(deadline, now + _REACH_S))
-        left_s = max(0.0, deadline - time.monotonic())
-        return await link.request_body(request, reply, timeout=left_s, body=body)
+        reach_until = min(deadline, now + _REACH_S)
+        while True:
+            link = await self._linked(node_id, endpoint, reach_until)
+            left_s = max(0.0, deadline - time.monotonic())
+            try:
+                return await link.request_body(
+                    request, reply, timeout=left_s, body=body, patient=False
+                )
+            except NotSent:
+                # The link broke unnoticed, or was replaced: there is time for another one.
+                if link.up or time.monotonic() >= reach_until:
+                    raise
 
     async def upload_to(
         self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any
@@ -391,6 +404,18 @@ class DirectorClientAgent(Node):
         endpoint = record.endpoints["ingest"]
         work = upload(self._sockets, endpoint, content, settings=settings, **details)
         return await self._lend(work, "upload")
+
+    async def download_to(
+        self, bank_id: str, record: DatasetRecord, sink: Sink, *, progress: Progress | None
+    ) -> None:
+        """Download from a bank of the directory; on the loop that connected."""
+
+        async def ask(fetch: Fetch) -> tuple[Fetched, memoryview | None]:
+            return await self.request(
+                bank_id, fetch, Fetched, endpoint="retrieve", timeout=_FETCH_S
+            )
+
+        await self._lend(download(ask, record, sink, progress=progress), "download")
 
     async def _look_up(self, node_id: str, timeout: float) -> NodeRecord | None:
         """Ask the directory, where it answers; whoever asks meanwhile waits for the same answer."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar, assert_never
 
 import msgspec
 
-from labmesh.errors import LabmeshError, NotFound, ProtocolError
+from labmesh.errors import LabmeshError, NotFound, ProtocolError, TooLarge
 from labmesh.membership import Member
 from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.codec import encode_value
@@ -312,7 +312,13 @@ class DataBank(Member):
                     self._turns.pop(step.key, None)
 
     def _announce(self, record: DatasetRecord) -> None:
-        if not self._publish("dataset", "dataset", msgspec.to_builtins(record)):
+        try:
+            announced = self._publish("dataset", "dataset", msgspec.to_builtins(record))
+        except TooLarge:
+            # It is stored, so it is announced: whoever wants its meta asks for the record.
+            short = msgspec.structs.replace(record, meta={})
+            announced = self._publish("dataset", "dataset", msgspec.to_builtins(short))
+        if not announced:
             self._unannounced.append(record)
 
     def _events_up(self) -> None:

@@ -24,6 +24,7 @@ from labmesh.protocol.messages import (
     Mark,
     PresenceChange,
 )
+from labmesh.protocol.records import checked
 from labmesh.protocol.topics import split
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
@@ -128,6 +129,7 @@ class EventFeed:
         self._presence = asyncio.Event()
         self._stale = asyncio.Event()
         self._synced = asyncio.Event()
+        self._trouble: LabmeshError | None = None
         self._marked = asyncio.Event()
         self._token = ""
         self._wants_states = False
@@ -153,7 +155,7 @@ class EventFeed:
             async with asyncio.timeout(min(timeout, _BEGIN_S)):
                 await self._synced.wait()
         except TimeoutError:
-            trouble = self._subscriber.trouble
+            trouble = self._subscriber.trouble or self._trouble
             if isinstance(trouble, AuthenticationError):
                 raise type(trouble)(trouble.text) from None
             raise LinkLost(
@@ -276,6 +278,7 @@ class EventFeed:
             try:
                 await self._sync()
             except LabmeshError as exc:
+                self._trouble = exc
                 log.debug("%s is not in step with the broker yet: %s", self._client_id, exc)
                 self._stale.set()
                 await asyncio.sleep(_RETRY_S)
@@ -376,6 +379,7 @@ class EventFeed:
 
     def _take_presence(self, received: Received) -> None:
         change = msgspec.convert(decode_value(received.payload), PresenceChange)
+        checked(change.node)
         if change.change == "left":
             self._states.pop(change.node.node_id, None)
         if self._presence_watch is not None:

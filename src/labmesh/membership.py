@@ -165,17 +165,18 @@ class Member(Node):
 
     async def _keep_registered(self, broker: Link) -> None:
         retry_s = _RETRY_S
-        said = ""
+        said: set[str] = set()
         while True:
             try:
                 await self._register(broker)
-                retry_s, said = _RETRY_S, ""
+                retry_s = _RETRY_S
+                said.clear()
                 await self._beat(broker)
             except LabmeshError as exc:
                 # Once it serves, no answer of a broker ends it.
                 if _is_final(exc) and not self._is_ready.is_set():
                     raise
-                said = self._complain(exc, said)
+                self._complain(exc, said)
             self._link_changed.clear()
             await self._wait(retry_s * random.uniform(0.5, 1.0))
             retry_s = min(2 * retry_s, _RETRY_MAX_S)
@@ -222,11 +223,11 @@ class Member(Node):
         except TimeoutError:
             return
 
-    def _complain(self, exc: LabmeshError, said: str) -> str:
-        """Say it once, not with every retry."""
-        if str(exc) != said:
+    def _complain(self, exc: LabmeshError, said: set[str]) -> None:
+        """Say it once, not with every retry; two reasons may take turns."""
+        if str(exc) not in said:
+            said.add(str(exc))
             log.warning("%s is not registered: %s; trying on", self.node_id, exc)
-        return str(exc)
 
     def _member_facts(self) -> dict[str, Any]:
         """What every member tells about its registration (ages in seconds)."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import msgspec
 
 from labmesh.content import Content, FileSink, MemorySink, Sink
-from labmesh.errors import LabmeshError
+from labmesh.errors import LabmeshError, ProtocolError
 from labmesh.instruments.exposure import call_arguments
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import (
@@ -22,8 +22,6 @@ from labmesh.protocol.messages import (
     DatasetRecord,
     Describe,
     Description,
-    Fetch,
-    Fetched,
     GetDataset,
     GetStatus,
     ListDatasets,
@@ -32,7 +30,7 @@ from labmesh.protocol.messages import (
     Result,
     Status,
 )
-from labmesh.transfer import Progress, UploadSettings, download
+from labmesh.transfer import Progress, UploadSettings
 
 __all__ = ["BankClient", "LinkHealth", "RelayClient"]
 
@@ -40,7 +38,6 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
 
 _REQUEST_S = 5.0
-_FETCH_S = 10.0
 _UPLOAD = UploadSettings()
 
 
@@ -67,6 +64,11 @@ class Home(Protocol):
         self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any
     ) -> DatasetRecord:
         """Upload to a bank."""
+
+    async def download_to(
+        self, bank_id: str, record: DatasetRecord, sink: Sink, *, progress: Progress | None
+    ) -> None:
+        """Download from a bank."""
 
 
 class LinkHealth(NamedTuple):
@@ -185,6 +187,11 @@ class BankClient:
         """
         dataset = DatasetId(check_id(dataset_id, "dataset id"))
         answer, _ = await self._ask(GetDataset(id="-", dataset_id=dataset), Committed)
+        if answer.record.dataset_id != dataset_id:
+            raise ProtocolError(
+                f"bank {self.bank_id} answered with dataset {answer.record.dataset_id}, not with "
+                f"{dataset_id}; try another bank or version"
+            )
         return answer.record
 
     async def download(
@@ -204,7 +211,9 @@ class BankClient:
         """
         record = await self.show(dataset_id)
         sink = await asyncio.to_thread(_file_sink, Path(fspath(dest)), record)
-        await self._client.at_home(self._download(record, sink, progress))
+        await self._client.at_home(
+            self._client.download_to(self.bank_id, record, sink, progress=progress)
+        )
         return {**msgspec.structs.asdict(record), "path": str(sink.path)}
 
     async def read(self, dataset_id: str, *, progress: Progress | None = None) -> bytes:
@@ -215,7 +224,9 @@ class BankClient:
         """
         record = await self.show(dataset_id)
         sink = MemorySink()
-        await self._client.at_home(self._download(record, sink, progress))
+        await self._client.at_home(
+            self._client.download_to(self.bank_id, record, sink, progress=progress)
+        )
         return sink.content
 
     async def upload(
@@ -256,14 +267,6 @@ class BankClient:
         return await self._client.at_home(
             self._client.request(self.bank_id, request, reply, endpoint="retrieve")
         )
-
-    async def _download(self, record: DatasetRecord, sink: Sink, progress: Progress | None) -> None:
-        async def ask(fetch: Fetch) -> tuple[Fetched, memoryview | None]:
-            return await self._client.request(
-                self.bank_id, fetch, Fetched, endpoint="retrieve", timeout=_FETCH_S
-            )
-
-        await download(ask, record, sink, progress=progress)
 
 
 def _file_sink(path: Path, record: DatasetRecord) -> FileSink:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from labmesh.content import Content, Piece, Sink, Source, open_source
-from labmesh.errors import Busy, Conflict, LabmeshError, LinkLost, NoAnswer, Stopping
+from labmesh.errors import Busy, Conflict, LabmeshError, LinkLost, NoAnswer, ProtocolError
 from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.download import Download, Range
 from labmesh.protocol.ids import check_id
@@ -188,6 +188,8 @@ class _Upload:
         )
         self._sha256 = hashlib.sha256()
         self._hashed = 0
+        #: of the stored dataset of this id, once the source has turned out to be the same
+        self._stored_sha256: str | None = None
         self._under_way: deque[asyncio.Task[ChunkStored]] = deque()
 
     async def run(self) -> DatasetRecord:
@@ -198,6 +200,8 @@ class _Upload:
             except _TRANSIENT as exc:
                 error: LabmeshError = exc
             except Conflict as exc:
+                if await self._is_the_stored_one(exc):
+                    continue
                 if not self._may_start_again(exc):
                     raise
                 error = exc
@@ -217,6 +221,21 @@ class _Upload:
             log.warning("upload of %s: %s; trying again", self._start.dataset_id, error)
             await asyncio.sleep(min(_BACKOFF_S * 2**failures, _BACKOFF_MAX_S))
 
+    async def _is_the_stored_one(self, exc: Conflict) -> bool:
+        """The id is taken. Read on to see whether it is by this very content."""
+        size = exc.detail.get("size")
+        read_before = self._hashed or self._stored_sha256 is not None
+        if not isinstance(size, int) or read_before or self._source.size not in (None, size):
+            return False
+        loop = asyncio.get_running_loop()
+        while self._hashed <= size:
+            piece = await self._source.read(self._settings.chunk_bytes)
+            if len(piece) == 0:
+                break
+            await loop.run_in_executor(self._executor, self._hash, self._hashed, piece)
+        self._stored_sha256 = self._sha256.hexdigest()
+        return (self._hashed, self._stored_sha256) == (size, exc.detail.get("sha256"))
+
     def _may_start_again(self, exc: Conflict) -> bool:
         """The bank was restarted, and knows nothing of this upload or less than was sent."""
         return "sha256" not in exc.detail and self._sender.position > 0
@@ -226,7 +245,7 @@ class _Upload:
         await self._link.wait_up(timeout_s)
         # Once all was read, the digest shows that a stored dataset of this id is this one: the
         # answer to an earlier commit may have been lost.
-        sha256 = self._sha256.hexdigest() if self._sender.ended else None
+        sha256 = self._sha256.hexdigest() if self._sender.ended else self._stored_sha256
         start = msgspec.structs.replace(self._start, sha256=sha256)
         answer = await self._link.request(start, (UploadGranted, Committed), timeout=timeout_s)
         if isinstance(answer, Committed):
@@ -245,6 +264,11 @@ class _Upload:
             await self._read()
             while (chunk := self._sender.next_chunk()) is not None:
                 self._under_way.append(asyncio.ensure_future(self._send(chunk)))
+            if not self._under_way and not self._sender.complete and not self._sender.wants():
+                raise ProtocolError(
+                    "the bank answered every chunk, but did not store all that was sent to it; try "
+                    "another bank or version"
+                )
             if self._under_way and (not self._sender.wants() or self._under_way[0].done()):
                 self._sender.stored(await self._under_way.popleft())
                 if self._progress is not None:
@@ -356,8 +380,6 @@ async def _fetch_all(
     while not machine.complete:
         try:
             await _fetch_until_broken(ask, machine, sink, executor, progress)
-        except Stopping:
-            raise  # this side was closed: nobody is left to try again
         except _TRANSIENT as exc:
             failures = 1 if machine.written > reached else failures + 1
             reached = machine.written

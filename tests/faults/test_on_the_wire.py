@@ -12,35 +12,28 @@ import asyncio
 import random
 import struct
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.support.hearing import Heard
-from tests.support.processes import (
-    Process,
-    program,
-    specification_folder,
-    specification_toml,
-)
 from tests.support.recording import Wire
 from tests.support.sniffing import Sniffer
+from tests.support.specified import CONTENT, SpecifiedPrograms
 from zmq.utils import z85
 
 from labmesh import DataBank, DirectorClientAgent, DirectoryBroker, RelayAgent
 from labmesh.errors import DriverError
 from labmesh.transport.keys import Security
-from labmesh.util import read_toml_config
 
 PASSWORD = "quagga-pangolin-axolotl-41"
 ANYWHERE = "tcp://127.0.0.1:*"
 PAYLOAD = random.Random(7).randbytes(300_000)
 READING = 12345.678912
 ARRAY = np.random.default_rng(7).normal(size=2000)
-BEGUN_S, LIMIT_S = 15.0, 20.0
-UPLOAD_BYTES, UPLOAD_SEED = 200_000, 42
+LIMIT_S = 20.0
 
 
 class Wombatron:
@@ -185,32 +178,17 @@ async def test_nothing_that_a_network_with_a_password_says_can_be_read(tmp_path:
     assert private.size > public.size > 2 * len(PAYLOAD)
 
 
-def run_the_specifications_programs(folder: Path, environ: Mapping[str, str]) -> Sniffer:
-    """All four programs until they have converged; what was heard on their ports meanwhile."""
-    folder.mkdir()
-    toml = specification_toml(folder)
-    tables = read_toml_config(toml)
-    binds = [each for table in tables.values() for key, each in table.items() if "bind" in key]
-    with ExitStack() as stack:
-        heard = stack.enter_context(Sniffer({int(each.rpartition(":")[2]) for each in binds}))
-        processes = {}
-        for name in ("broker", "bank", "relay", "client"):
-            path = specification_folder() / f"{name}.py"
-            started = Process([path, "--toml", toml], cwd=folder, environ=environ)
-            processes[name] = stack.enter_context(started)
-        processes["client"].wait_for(r"\[state\] Inst-0: .*'voltage': 2\.5\b", LIMIT_S)
-        ingest = tables["bank"]["ingest_bind"].replace("*", "127.0.0.1")
-        upload = [program("upload.py"), ingest, str(UPLOAD_BYTES), str(UPLOAD_SEED)]
-        stack.enter_context(Process(upload, cwd=folder, environ=environ))
-        processes["client"].wait_for(r"^\[downloaded\]", LIMIT_S)
+def listen_to_the_programs(folder: Path, environ: Mapping[str, str]) -> Sniffer:
+    """The specification's programs until they have converged; what was heard on their ports."""
+    programs = SpecifiedPrograms(folder)
+    with Sniffer(programs.ports) as heard:
+        programs.converge(environ)
         heard.stop()
     return heard
 
 
 def test_nothing_of_the_specifications_programs_can_be_read(tmp_path: Path) -> None:
     """The kernel's own record of the loopback interface, on all ports of the four programs."""
-    specification_folder()
-    content = random.Random(UPLOAD_SEED).randbytes(UPLOAD_BYTES)
     said = {
         "relay id": b"Inst-0",
         "bank id": b"bank-0",
@@ -219,13 +197,13 @@ def test_nothing_of_the_specifications_programs_can_be_read(tmp_path: Path) -> N
         "parameter's name": b"value",
         "state's key": b"last_updated",
         "state's value": struct.pack(">d", 2.5),
-        "payload": content[1000:1032],
-        "payload, its last bytes": content[-32:],
+        "payload": CONTENT[1000:1032],
+        "payload, its last bytes": CONTENT[-32:],
         "dataset's meta": b"\xa4seed\x2a",
     }
     password = {"LMH_NETWORK_PASSWORD": PASSWORD}
-    private = run_the_specifications_programs(tmp_path / "closed", password)
-    public = run_the_specifications_programs(tmp_path / "opened", {})
+    private = listen_to_the_programs(tmp_path / "closed", password)
+    public = listen_to_the_programs(tmp_path / "opened", {})
     print(f"{'':28} with password  without   ({private.size:,} and {public.size:,} bytes heard)")
     for name, needle in (said | {"password": PASSWORD.encode()}).items():
         print(f"{name:28} {private.count(needle):13}  {public.count(needle):7}")
@@ -233,4 +211,4 @@ def test_nothing_of_the_specifications_programs_can_be_read(tmp_path: Path) -> N
     assert [name for name, needle in said.items() if not public.count(needle)] == []
     for heard in (private, public):
         assert heard.count(PASSWORD.encode()) == 0
-        assert heard.size > 2 * UPLOAD_BYTES
+        assert heard.size > 2 * len(CONTENT)

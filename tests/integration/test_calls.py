@@ -582,6 +582,26 @@ async def test_a_relay_that_is_gone_or_silent_is_given_up_within_4_s(places: Pla
     assert frozen_s < 4.0 + 2 * PUNCTUAL_S
 
 
+async def test_a_call_made_before_the_death_of_its_relay_is_noticed_ends_as_soon(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop stood still meanwhile; the limit for such calls, 4 s, is made shorter here."""
+    monkeypatch.setattr("labmesh.client._REACH_S", 0.5)
+    nodes = (
+        f'[{{"kind": "relay", "relay_id": "Inst-0", "broker_rpc": "{places.rpc}", '
+        f'"state_pub": "{places.xsub}", "rpc_bind": "tcp://127.0.0.1:*"}}]'
+    )
+    async with places.broker(), places.client() as client:
+        with Process([program("nodes.py"), nodes], cwd=places.folder) as process:
+            await asyncio.to_thread(process.wait_for, "^ready", LIMIT_S)
+            relay = await client.get_relay_agent("Inst-0")
+            assert await relay.square(3) == 9
+            process.kill9()
+            assert client.health("Inst-0").up
+            took_s = await ends_after(relay.square(4), ConnectionError)
+    assert took_s < 0.5 + PUNCTUAL_S
+
+
 async def register(rpc: str, record: Any) -> None:
     """Have the broker list a node that is not there."""
     sockets = Sockets(Security("open"), "test")

@@ -12,16 +12,25 @@ from typing import Any
 import zmq
 from tests.support.processes import free_ports
 
-from labmesh.protocol.codec import Codec
+from labmesh.protocol.codec import Codec, encode_event, encode_value
 from labmesh.protocol.messages import (
     DIRECTORY_REQUESTS,
     INGEST_REQUESTS,
     RELAY_REQUESTS,
     RETRIEVE_REQUESTS,
+    Done,
+    Event,
+    GetStatus,
+    LastEvents,
+    ListLast,
+    ListNodes,
+    Mark,
     Message,
+    NodeList,
     Ping,
     Pong,
     Request,
+    Status,
 )
 
 #: What a double answers a request with: messages (with a body, if they have one), or raw frames.
@@ -133,6 +142,61 @@ class RouterDouble(AbstractContextManager["RouterDouble"]):
             return answer
         message, body = answer if isinstance(answer, tuple) else (answer, None)
         return list(self._codec.encode(message, body))
+
+
+class BrokerDouble(RouterDouble):
+    """A broker that works, but lists what a test tells it to.
+
+    :param listing: what it answers :class:`ListNodes` with, while it is not ``honest``; then nobody
+        is there.
+    :param event_port: what it says where events are; None: the truth.
+    """
+
+    def __init__(
+        self,
+        listing: Callable[[ListNodes], Answers] = lambda _: (),
+        *,
+        honest: bool = False,
+        event_port: object = None,
+    ) -> None:
+        self._listing = listing
+        self.honest = honest
+        self._event_port = event_port
+        super().__init__(self._answer_as_broker, node_id="broker", epoch="b1")
+
+    def _answer_as_broker(self, request: Request) -> Answers:
+        match request:
+            case GetStatus():
+                told = self._xpub_port if self._event_port is None else self._event_port
+                yield Status(
+                    id=request.id,
+                    node_id="broker",
+                    kind="broker",
+                    epoch="b1",
+                    uptime_s=1.0,
+                    facts={"xpub_port": told},
+                )
+            case Mark():
+                event = Event(publisher="broker", epoch="b1", sequence=1, time=0.0)
+                frames = [encode_event(event), encode_value(None)]
+                self._events.send_multipart([f"mark.{request.token}".encode(), *frames])
+                yield Done(id=request.id)
+            case ListLast():
+                yield LastEvents(id=request.id, events=[])
+            case ListNodes():
+                if self.honest:
+                    yield NodeList(id=request.id, broker_epoch="b1", nodes=[])
+                else:
+                    yield from self._listing(request)
+
+    def _run(self) -> None:
+        self._events = self._context.socket(zmq.XPUB)
+        self._events.linger = 0
+        self._xpub_port = self._events.bind_to_random_port("tcp://127.0.0.1")
+        try:
+            super()._run()
+        finally:
+            self._events.close(0)
 
 
 # ── TCP ─────────────────────────────────────────────────────────────────────────────────────────

@@ -19,13 +19,11 @@ from msgspec.structs import replace
 from labmesh.errors import Busy, Cancelled, Conflict, LabmeshError, NotFound, ProtocolError
 from labmesh.protocol.addresses import check_endpoint
 from labmesh.protocol.alarms import Alarms
-from labmesh.protocol.ids import check_id, shown
+from labmesh.protocol.ids import shown
 from labmesh.protocol.messages import Epoch, LiveState, NodeId, NodeRecord, PresenceChange
+from labmesh.protocol.records import checked
 
 __all__ = ["Changed", "Directory", "Effect", "Probe", "Refused", "Registered"]
-
-#: What clients connect to: without it a node of this kind is of no use to anybody.
-REQUIRED_ENDPOINTS = {"relay": ("rpc",), "bank": ("ingest", "retrieve")}
 
 _Incarnation: TypeAlias = tuple[NodeId, Epoch]
 
@@ -210,25 +208,14 @@ class Directory:
         return sorted(records, key=lambda record: (record.kind, record.node_id))
 
     def _checked(self, node: NodeRecord) -> NodeRecord:
-        """The record with each endpoint in the one spelling by which claims are compared."""
-        check_id(node.node_id, f"{node.kind}_id")
-        missing = [name for name in REQUIRED_ENDPOINTS[node.kind] if name not in node.endpoints]
-        if missing:
-            raise ProtocolError(
-                f"{node.kind} {node.node_id} does not say where its {' and '.join(missing)} "
-                "socket is; bind it first, then register with its endpoint"
-            )
-        endpoints = {
-            check_id(name, "name of an endpoint"): str(check_endpoint(text))
-            for name, text in node.endpoints.items()
-        }
-        for name, endpoint in endpoints.items():
+        record = checked(node)
+        for name, endpoint in record.endpoints.items():
             if endpoint in self._own_endpoints:
                 raise ProtocolError(
                     f"{node.kind} {node.node_id} claims {endpoint}, the broker's own address, "
                     f"as its {name}; choose another port ({name}_bind)"
                 )
-        return replace(node, endpoints=endpoints, state="live")
+        return replace(record, state="live")
 
     def _registered(self, node_id: NodeId, epoch: Epoch) -> _Entry | None:
         entry = self._entries.get(node_id)

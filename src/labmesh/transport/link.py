@@ -151,8 +151,12 @@ class Link:
         *,
         timeout: float,
         body: Buffer | None = None,
+        patient: bool = True,
     ) -> tuple[R, memoryview | None]:
-        """Like :meth:`request`, with the buffer that came behind the reply."""
+        """Like :meth:`request`, with the buffer that came behind the reply.
+
+        :param patient: False: NotSent, at once, when the link is not up.
+        """
         if math.isnan(timeout):
             raise ValueError("a timeout is a number of seconds, not NaN")
         deadline = time.monotonic() + timeout
@@ -163,7 +167,7 @@ class Link:
         self._futures[request_id] = future
         self._arm()
         try:
-            await self._send(request, request_id, deadline, body, future)
+            await self._send(request, request_id, deadline, body, future, patient)
             decoded = await future
         except asyncio.CancelledError:
             self._take_back(request_id, request)
@@ -182,10 +186,11 @@ class Link:
         deadline: float,
         body: Buffer | None,
         future: asyncio.Future[Decoded],
+        patient: bool,
     ) -> None:
         while not future.done():
             if not self.up:
-                await self._wait_up(deadline)
+                await self._wait_up(deadline if patient else 0.0)
             if time.monotonic() >= deadline:
                 raise NotSent(f"the deadline passed before {self.where} could be asked")
             addressed = msgspec.structs.replace(

@@ -106,7 +106,7 @@ class Health:
     def _no_detail(self) -> LabmeshError:
         if self._encrypted:
             return AuthenticationError(
-                f"{self.where} has another network password (each handshake fails): "
+                f"{self.where} has another network password, or none (each handshake fails): "
                 "LMH_NETWORK_PASSWORD and LMH_NETWORK must be the same on every node"
             )
         return LinkLost(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import zmq
 
 from labmesh.errors import LabmeshError, ProtocolError, TooLarge
+from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.codec import decode_event
 from labmesh.protocol.events import Tracker
 from labmesh.protocol.inbox import Inbox
@@ -52,6 +53,7 @@ class Subscriber:
 
     :param deliver: called on the loop with each batch, in order of arrival.
     :param on_link: called on the loop with True when the link to the broker is up, else False.
+    :raises ProtocolError: ``endpoint`` is none.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class Subscriber:
         on_link: Callable[[bool], None],
     ) -> None:
         self._sockets = sockets
-        self._endpoint = endpoint
+        # Looked at here, not in the thread, where nobody would hear that it is none.
+        self._endpoint = str(parse_connect(endpoint))
         self._where = f"the broker's event port at {endpoint}"
         self._deliver = deliver
         self._on_link = on_link
