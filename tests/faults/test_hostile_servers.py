@@ -24,6 +24,7 @@ from labmesh.errors import (
     Conflict,
     DriverError,
     LabmeshError,
+    LinkLost,
     NoAnswer,
     NotFound,
     OutcomeUnknown,

@@ -60,7 +60,9 @@ async def until_called(driver: ScriptedInstrument, method: str) -> None:
 
 
 async def ends_after(
-    work: Awaitable[Any], error: type[Exception], match: str | None = None
+    work: Awaitable[Any],
+    error: type[Exception] | tuple[type[Exception], ...],
+    match: str | None = None,
 ) -> float:
     """Seconds until this raised the error."""
     began = time.monotonic()
@@ -598,7 +600,8 @@ async def test_a_call_made_before_the_death_of_its_relay_is_noticed_ends_as_soon
             assert await relay.square(3) == 9
             process.kill9()
             assert client.health("Inst-0").up
-            took_s = await ends_after(relay.square(4), ConnectionError)
+            # Mostly it is not sent; when the system has not told yet, nobody knows.
+            took_s = await ends_after(relay.square(4), (NotSent, OutcomeUnknown))
     assert took_s < 0.5 + PUNCTUAL_S
 
 

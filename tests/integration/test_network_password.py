@@ -75,12 +75,12 @@ async def test_all_nodes_and_interfaces_work_with_the_variable_set(
             await datasets.one(lambda record, wanted=dataset_id: record["dataset_id"] == wanted)
             assert await bank.read(dataset_id) == content
         assert (await client.broker_status()).facts["security"] == "password"
-        assert await asyncio.to_thread(call_from_a_script, mesh.address) == 2.5
+        assert await asyncio.to_thread(call_from_a_script, mesh.address) == "off"
 
 
 def call_from_a_script(address: str) -> object:
     with labmesh.connect(address) as mesh:
-        return mesh["Inst-0"].measure()["set_voltage"]
+        return mesh["Inst-0"].measure()["mode"]
 
 
 def test_the_specifications_programs_converge_with_the_variable_set(tmp_path: Path) -> None:
