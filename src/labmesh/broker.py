@@ -11,7 +11,7 @@ import logging
 import time
 from typing import Any, ClassVar, assert_never
 
-from labmesh.errors import LabmeshError
+from labmesh.errors import LabmeshError, LinkLost
 from labmesh.node import Node
 from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.codec import encode_event, encode_value
@@ -29,6 +29,7 @@ from labmesh.protocol.messages import (
     ListNodes,
     Mark,
     NodeList,
+    NodeRecord,
     PresenceChange,
     Request,
     Status,
@@ -189,19 +190,27 @@ class DirectoryBroker(Node):
         """Ask the owner of an id whether it lives; a port that another one took says no."""
         record = probe.record
         endpoint = record.endpoints.get("rpc") or record.endpoints["retrieve"]
-        link = Link(
-            self._sockets, endpoint, where=f"{record.kind} {record.node_id}", target=record.node_id
-        )
+        where = f"{record.kind} {record.node_id}"
         try:
-            await link.wait_up(_PROBE_S)
-            alive = link.epoch == record.epoch
-        except LabmeshError as exc:
-            log.info("%s does not answer a probe: %s", record.node_id, exc)
-            alive = False
-        finally:
-            link.close()
+            link = Link(self._sockets, endpoint, where=where, target=record.node_id)
+        except LinkLost as exc:
+            # Nobody could be asked: then nobody loses what is his.
+            log.warning("cannot probe %s: %s", where, exc)
+            alive = True
+        else:
+            alive = await self._is_alive(link, record)
         now = time.monotonic()
         self._perform(self._directory.probe_answered(probe.probe_id, alive, now))
+
+    async def _is_alive(self, link: Link, record: NodeRecord) -> bool:
+        try:
+            await link.wait_up(_PROBE_S)
+            return link.epoch == record.epoch
+        except LabmeshError as exc:
+            log.info("%s does not answer a probe: %s", record.node_id, exc)
+            return False
+        finally:
+            link.close()
 
     async def _expire(self) -> None:
         while True:

@@ -12,30 +12,25 @@ from typing import Any, ClassVar, Self, TypeVar, overload
 from labmesh.content import Content, Sink
 from labmesh.errors import (
     AuthenticationError,
-    LabmeshError,
     LinkLost,
-    NotFound,
     NotSent,
     Stopping,
 )
 from labmesh.feed import EventFeed, Reading
+from labmesh.links import REQUEST_S, NodeLinks
 from labmesh.listening import Subscription
 from labmesh.node import Node
 from labmesh.protocol.addresses import Address, parse_connect
-from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import (
     DatasetRecord,
     Fetch,
     Fetched,
     GetStatus,
-    ListNodes,
-    NodeList,
     NodeRecord,
     Reply,
     Request,
     Status,
 )
-from labmesh.protocol.records import checked
 from labmesh.protocol.roster import Roster, about, nobody
 from labmesh.remote import BankClient, LinkHealth, RelayClient
 from labmesh.transfer import Progress, UploadSettings, download, upload
@@ -50,14 +45,9 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
 C = TypeVar("C", bound="RelayClient")
 
-_REQUEST_S = 5.0
-#: A node that cannot be reached for so long is given up by a request.
-_REACH_S = 4.0
 _FETCH_S = 10.0
 _WAITING_LOG_S = 5.0
 _POLL_S = 0.25
-#: A node that is not reached where it was is looked up again so often.
-_LOOK_AGAIN_S = 0.5
 
 
 class DirectorClientAgent(Node):
@@ -99,8 +89,7 @@ class DirectorClientAgent(Node):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._directory: Link | None = None
         self._feed: EventFeed | None = None
-        self._looking_up: asyncio.Task[None] | None = None
-        self._links: dict[str, Link] = {}
+        self._links: NodeLinks | None = None
         self._roster = Roster()
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────
@@ -144,13 +133,13 @@ class DirectorClientAgent(Node):
     async def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._directory = Link(self._sockets, self.broker_rpc, where="the broker")
+        self._links = NodeLinks(self._sockets, self._directory, self._roster, self._spawn)
 
     async def _close(self) -> None:
         if self._feed is not None:
             await self._feed.close()
-        for link in self._links.values():
-            link.close()
-        self._links.clear()
+        if self._links is not None:
+            self._links.close()
         if self._directory is not None:
             self._directory.close()
 
@@ -159,6 +148,12 @@ class DirectorClientAgent(Node):
         if self._directory is None:
             raise _not_connected()
         return self._directory
+
+    @property
+    def _nodes(self) -> NodeLinks:
+        if self._links is None:
+            raise _not_connected()
+        return self._links
 
     async def _wait_for_broker(self, deadline: float, timeout: float) -> None:
         while True:
@@ -188,7 +183,7 @@ class DirectorClientAgent(Node):
         await self._feed.begin(deadline - time.monotonic())
 
     async def _ask_event_address(self, deadline: float) -> str:
-        timeout = min(_REQUEST_S, max(0.0, deadline - time.monotonic()))
+        timeout = min(REQUEST_S, max(0.0, deadline - time.monotonic()))
         status = await self._broker.request(GetStatus(id="-"), Status, timeout=timeout)
         port = status.facts.get("xpub_port")
         if type(port) is not int or not 0 < port < 2**16:
@@ -280,7 +275,9 @@ class DirectorClientAgent(Node):
 
     def health(self, node_id: str | None = None) -> LinkHealth:
         """How the link to a node (None: to the broker) is; asks nobody. In any thread."""
-        link = self._directory if node_id is None else self._links.get(f"{node_id} rpc")
+        link = self._directory
+        if node_id is not None:
+            link = None if self._links is None else self._links.get(node_id)
         if link is None:
             return LinkHealth("", up=False, heard_at=None, trouble=None)
         return LinkHealth(link.endpoint, link.up, link.heard_at, link.trouble)
@@ -288,19 +285,11 @@ class DirectorClientAgent(Node):
     async def broker_status(self) -> Status:
         """What the broker is doing."""
         return await self.at_home(
-            self._broker.request(GetStatus(id="-"), Status, timeout=_REQUEST_S)
+            self._broker.request(GetStatus(id="-"), Status, timeout=REQUEST_S)
         )
 
     async def _list_nodes(self) -> list[NodeRecord]:
-        ticket = self._roster.ask()
-        try:
-            answer = await self._broker.request(ListNodes(id="-"), NodeList, timeout=_REQUEST_S)
-            nodes = [checked(each) for each in answer.nodes]
-        except BaseException:
-            self._roster.failed(ticket)
-            raise
-        self._roster.listed(ticket, nodes)
-        return self._roster.nodes()
+        return await self._nodes.list_nodes()
 
     async def _find(self, kind: str, node_id: str | None, wait: float) -> NodeRecord:
         nodes = await self._list_nodes()
@@ -315,56 +304,7 @@ class DirectorClientAgent(Node):
             await self._events.presence_or(min(left_s, _POLL_S))
             nodes = await self._list_nodes()
 
-    # ── requests to nodes ───────────────────────────────────────────────────────────────────────
-
-    async def link_to(
-        self, node_id: str, endpoint: str = "rpc", *, timeout: float = _REQUEST_S
-    ) -> Link:
-        """The link to a node that the directory knows, up or about to be.
-
-        The directory is asked, for ``timeout`` seconds at most, unless the link is up.
-        """
-        key = f"{node_id} {endpoint}"
-        link = self._links.get(key)
-        if link is not None and link.up:
-            return link
-        record = self._roster.get(node_id)
-        if record is None or link is not None:
-            record = await self._look_up(node_id, timeout)
-        if self._stopping is not None:
-            raise Stopping("this client was closed; nothing was sent")
-        link = self._links.get(key)  # another task may have made it meanwhile
-        if record is None:
-            if link is not None and not self._broker.up:
-                return link
-            raise NotSent(
-                f"{node_id} is not on the mesh (any more): it was not called; "
-                "see 'labmesh ls' for who is"
-            )
-        address = record.endpoints[endpoint]
-        if link is not None and (link.endpoint != address or isinstance(link.trouble, NotFound)):
-            link.close()
-            link = None
-        if link is None:
-            link = Link(
-                self._sockets, address, where=f"{record.kind} {node_id}", target=record.node_id
-            )
-            self._links[key] = link
-        return link
-
-    async def _linked(self, node_id: str, endpoint: str, deadline: float) -> Link:
-        """A link that is up. A node that comes back elsewhere meanwhile is found there."""
-        while True:
-            left_s = max(0.0, deadline - time.monotonic())
-            link = await self.link_to(node_id, endpoint, timeout=left_s)
-            if link.up:
-                return link
-            left_s = max(0.0, deadline - time.monotonic())
-            try:
-                await link.wait_up(min(left_s, _LOOK_AGAIN_S))
-            except NotSent:
-                if left_s <= _LOOK_AGAIN_S:
-                    raise
+    # ── for proxies, on the loop that connected ─────────────────────────────────────────────────
 
     async def request(
         self,
@@ -372,31 +312,20 @@ class DirectorClientAgent(Node):
         request: Request,
         reply: type[R],
         *,
-        timeout: float = _REQUEST_S,
+        timeout: float | None = None,
         endpoint: str = "rpc",
-        body: Buffer | None = None,
     ) -> tuple[R, memoryview | None]:
         """One request to a relay or bank; on the loop that connected."""
-        now = time.monotonic()
-        deadline = now + timeout
-        reach_until = min(deadline, now + _REACH_S)
-        while True:
-            link = await self._linked(node_id, endpoint, reach_until)
-            left_s = max(0.0, deadline - time.monotonic())
-            try:
-                return await link.request_body(
-                    request, reply, timeout=left_s, body=body, patient=False
-                )
-            except NotSent:
-                # The link broke unnoticed, or was replaced: there is time for another one.
-                if link.up or time.monotonic() >= reach_until:
-                    raise
+        timeout = REQUEST_S if timeout is None else timeout
+        return await self._nodes.request(
+            node_id, request, reply, timeout=timeout, endpoint=endpoint
+        )
 
     async def upload_to(
         self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any
     ) -> DatasetRecord:
         """Upload to a bank of the directory; on the loop that connected."""
-        record = self._roster.get(bank_id) or await self._look_up(bank_id, _REQUEST_S)
+        record = await self._nodes.record_of(bank_id)
         if self._stopping is not None:
             raise Stopping("this client was closed; nothing was uploaded")
         if record is None:
@@ -416,20 +345,6 @@ class DirectorClientAgent(Node):
             )
 
         await self._lend(download(ask, record, sink, progress=progress), "download")
-
-    async def _look_up(self, node_id: str, timeout: float) -> NodeRecord | None:
-        """Ask the directory, where it answers; whoever asks meanwhile waits for the same answer."""
-        if self._broker.up:
-            if self._looking_up is None or self._looking_up.done():
-                self._looking_up = self._spawn(self._refresh(), "look-up")
-            await asyncio.wait([self._looking_up], timeout=timeout)
-        return self._roster.get(node_id)
-
-    async def _refresh(self) -> None:
-        try:
-            await self._list_nodes()
-        except LabmeshError as exc:
-            log.debug("the directory does not answer: %s", exc)
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────
 

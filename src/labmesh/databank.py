@@ -148,7 +148,7 @@ class DataBank(Member):
             _RETRIEVE_PENDING,
         )
         self._spawn(self._expire_uploads(), "upload expiry")
-        self._join()
+        await self._join()
         log.info("bank %s: %s in %s", self.node_id, self._endpoints(), self._title())
 
     def _open_storage(self) -> tuple[BlobStore, Catalog]:

@@ -42,6 +42,10 @@ def broker_candidate(
     :param argument: ``host``, ``host:port`` or ``tcp://host:port``; None or empty: not given.
     :raises ConfigError: one line; it names who gave what cannot be used.
     """
+    if argument is not None and not isinstance(argument, str):
+        raise TypeError(
+            f"the broker's address is text such as 'lab-pc:5750', not {type(argument).__name__}"
+        )
     if argument:
         return BrokerCandidate(_endpoint(argument, "the broker's address"), None, "the argument")
     variable = environ.get(BROKER_VARIABLE, "")

@@ -68,6 +68,8 @@ class Member(Node):
         self._broker_events = str(parse_connect(broker_events, broker_address))
         self._broker_host = parse_connect(broker_rpc, broker_address).host
         self._local_address = local_address
+        self._own_host: str | None = None
+        self._host_told = ""
         if heartbeat_s <= 0:
             raise ValueError(f"heartbeat must be more than 0 seconds, not {heartbeat_s}")
         self._heartbeat_s = heartbeat_s
@@ -95,8 +97,9 @@ class Member(Node):
         """One word or two about what is behind this node."""
         raise NotImplementedError
 
-    def _join(self) -> None:
+    async def _join(self) -> None:
         """Begin to register; called when everything is bound."""
+        await self._find_own_host()
         self._registered_with, self._heartbeat_at = "", None
         self._link_changed = asyncio.Event()
         self._broker = Link(
@@ -111,23 +114,34 @@ class Member(Node):
         """The broker takes events (again)."""
 
     def _publish(self, family: str, kind: str, value: object) -> bool:
+        """Publish an event under this node's id; False: the broker is away."""
         return self._publisher is not None and self._publisher.publish(family, kind, value)
+
+    def _publish_encoded(self, family: str, kind: str, payload: bytes) -> bool:
+        publisher = self._publisher
+        return publisher is not None and publisher.publish_encoded(family, kind, payload)
 
     def _advertise(self, bound: Address) -> str:
         """The endpoint under which others reach a socket of this node."""
-        host = self._local_address
-        if bound.is_wildcard and is_loopback(host) and not is_loopback(self._broker_host):
-            host = _host_towards(self._broker_host) or host
-            if not is_loopback(host):
-                log.info(
-                    "%s advertises %s, the interface that reaches the broker at %s (local_address "
-                    "is %s, where others would not find it)",
-                    self.node_id,
-                    host,
-                    self._broker_host,
-                    self._local_address,
-                )
+        host = self._own_host or self._local_address
+        if bound.is_wildcard and host not in (self._local_address, self._host_told):
+            self._host_told = host
+            log.info(
+                "%s advertises %s, the interface that reaches the broker at %s (local_address is "
+                "%s, where others would not find it)",
+                self.node_id,
+                host,
+                self._broker_host,
+                self._local_address,
+            )
         return advertised(bound, host)
+
+    async def _find_own_host(self) -> None:
+        """Where ``local_address`` leads nowhere from the broker: what to advertise in its place."""
+        if is_loopback(self._local_address) and not is_loopback(self._broker_host):
+            # Off the loop: a name server that does not answer takes seconds.
+            host = await asyncio.to_thread(_host_towards, self._broker_host)
+            self._own_host = host if host is not None and not is_loopback(host) else self._own_host
 
     async def _leave(self) -> None:
         if self._broker is None:
@@ -183,6 +197,7 @@ class Member(Node):
 
     async def _register(self, broker: Link) -> None:
         await broker.wait_up(_PATIENCE_S)
+        await self._find_own_host()
         hello = Hello(id="-", node=self._record())
         welcome = await broker.request(hello, Welcome, timeout=_REQUEST_S)
         if self._registered_with != welcome.broker_epoch:

@@ -86,6 +86,8 @@ def connect(
     :raises AuthenticationError: the broker does not accept this client (within 2 s).
     :raises ConfigError: an address or the file cannot be used.
     """
+    if not timeout > 0:
+        raise ValueError(f"timeout must be more than 0 seconds, not {timeout}")
     candidate = broker_candidate(address, os.environ, config)
     settings = load_config(find_config() if config is None else config)
     client = DirectorClientAgent(

@@ -24,7 +24,7 @@ from labmesh.instruments.worker import DriverWorker, Job, Outcome
 from labmesh.membership import Member
 from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.calls import Callee, OpenCall
-from labmesh.protocol.codec import Buffer, Codec, encode_value
+from labmesh.protocol.codec import Buffer, Codec
 from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.messages import (
     RELAY_REQUESTS,
@@ -41,6 +41,7 @@ from labmesh.protocol.messages import (
     Result,
     Status,
 )
+from labmesh.states import StateStream
 from labmesh.transfer import Progress, UploadSettings, upload, upload_dataset
 from labmesh.transport.keys import Security
 from labmesh.transport.service import Answer, Origin, Service
@@ -164,12 +165,16 @@ class RelayAgent(Member):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._refusing = False
-        self._poll_now = asyncio.Event()
-        self._state_at: float | None = None
-        self._state_error = ""
         self._encoders = _Encoders()
         self._known_banks: list[NodeRecord] = []
         self._worker = DriverWorker(self.node_id, threads=self._threads, max_queue=self._max_queue)
+        self._states = StateStream(
+            self.node_id,
+            self._table,
+            self._worker,
+            self._state_interval_s,
+            self._publish_encoded,
+        )
         self._service = Service(
             self._sockets,
             self._rpc_bind,
@@ -181,8 +186,8 @@ class RelayAgent(Member):
             handle=self._handle,
         )
         self._worker.start(asyncio.get_running_loop())
-        self._join()
-        self._spawn(self._publish_states(), "states")
+        await self._join()
+        self._spawn(self._states.run(), "states")
         log.info("relay %s: calls at %s", self.node_id, self._endpoints()["rpc"])
 
     async def _leave(self) -> None:
@@ -203,11 +208,14 @@ class RelayAgent(Member):
         if hasattr(self, "_worker"):
             await self._worker.close(0)
             self._leave_running()
-        if self._timer_is_set():
-            self._timer.cancel()  # type: ignore[union-attr]
+        if self._timer is not None:
+            self._timer.cancel()
         if hasattr(self, "_service"):
             await self._service.close()
         await super()._close()
+
+    def _events_up(self) -> None:
+        self._states.poll_at_once()
 
     def _endpoints(self) -> dict[str, str]:
         return {"rpc": self._advertise(self._service.address)}
@@ -289,16 +297,13 @@ class RelayAgent(Member):
 
     def _arm(self) -> None:
         when = self._callee.next_deadline()
-        if when is None or (self._timer_is_set() and self._timer_at <= when):
+        if when is None or (self._timer is not None and self._timer_at <= when):
             return
         if self._timer is not None:
             self._timer.cancel()
         self._timer_at = when
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(when - time.monotonic(), self._tick)
-
-    def _timer_is_set(self) -> bool:
-        return getattr(self, "_timer", None) is not None
 
     def _tick(self) -> None:
         """Signs of life for calls that last, and the end of those that waited too long."""
@@ -324,14 +329,15 @@ class RelayAgent(Member):
     def _status(self, request_id: str) -> Status:
         now = time.monotonic()
         running = self._worker.running
+        polled_at = self._states.polled_at
         facts = {
             **self._member_facts(),
             "driver": self._table.driver_name,
             "busy_with": None if running is None else running.method,
             "busy_s": None if running is None else now - running.since,
             "queued": self._worker.queued,
-            "state_age_s": None if self._state_at is None else now - self._state_at,
-            "state_error": self._state_error,
+            "state_age_s": None if polled_at is None else now - polled_at,
+            "state_error": self._states.error,
             "state_interval_s": self._state_interval_s if self._table.has_poll else None,
         }
         return Status(
@@ -342,64 +348,6 @@ class RelayAgent(Member):
             uptime_s=self.uptime_s,
             facts=facts,
         )
-
-    # ── states ──────────────────────────────────────────────────────────────────────────────────
-
-    def _events_up(self) -> None:
-        self._poll_now.set()
-
-    async def _publish_states(self) -> None:
-        """One state an interval, on a schedule that does not drift."""
-        began = time.monotonic()
-        tick = 0
-        while True:
-            self._state_due()
-            tick = max(tick + 1, int((time.monotonic() - began) / self._state_interval_s))
-            next_at = began + tick * self._state_interval_s
-            self._poll_now.clear()
-            try:
-                async with asyncio.timeout(next_at - time.monotonic()):
-                    await self._poll_now.wait()
-                    tick -= 1
-            except TimeoutError:
-                continue
-
-    def _state_due(self) -> None:
-        if self._refusing:
-            return
-        if not self._table.has_poll:
-            self._publish("event", "alive", None)
-            return
-        bound = self._table.bind("poll", [], {})
-        self._worker.submit_poll(Job(call=bound, done=self._polled, prepare=_state_payload))
-
-    def _polled(self, outcome: Outcome) -> None:
-        error = outcome.error
-        if isinstance(error, Stopping):
-            return
-        if error is None and outcome.value is not None and self._publisher is not None:
-            try:
-                self._publisher.publish_encoded("state", "state", outcome.value)
-            except LabmeshError as exc:
-                error = exc
-        if error is not None:
-            self._poll_failed(error)
-            return
-        self._state_at = time.monotonic()
-        if self._state_error:
-            log.info("%s: poll() works again", self.node_id)
-        self._state_error = ""
-        if outcome.value is None:
-            self._publish("event", "alive", None)
-
-    def _poll_failed(self, error: LabmeshError) -> None:
-        """The stream goes on; whoever watches is told."""
-        kind = str(error.detail.get("exception_type") or type(error).__name__)
-        text = f"{kind}: {error}"
-        if text != self._state_error:
-            log.warning("%s: poll() failed: %s", self.node_id, text)
-        self._state_error = text
-        self._publish("event", "state_error", {"error": kind, "text": str(error)})
 
     # ── banks ───────────────────────────────────────────────────────────────────────────────────
 
@@ -448,10 +396,3 @@ def _cancelled(method: str) -> LabmeshError:
 
 def _overdue(method: str) -> LabmeshError:
     return Expired(f"{method} waited in the queue until its deadline; it did not run")
-
-
-def _state_payload(value: Any) -> bytes | None:
-    """A state is a table; a bare reading becomes ``{"value": reading}``, None is no state."""
-    if value is None:
-        return None
-    return encode_value(value if isinstance(value, dict) else {"value": value})

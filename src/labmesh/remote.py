@@ -37,7 +37,6 @@ __all__ = ["BankClient", "LinkHealth", "RelayClient"]
 T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
 
-_REQUEST_S = 5.0
 _UPLOAD = UploadSettings()
 
 
@@ -55,10 +54,10 @@ class Home(Protocol):
         request: Request,
         reply: type[R],
         *,
-        timeout: float = _REQUEST_S,
+        timeout: float | None = None,
         endpoint: str = "rpc",
     ) -> tuple[R, memoryview | None]:
-        """One request to a node."""
+        """One request to a node; a timeout of None: as long as a question may take."""
 
     async def upload_to(
         self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any
@@ -210,10 +209,8 @@ class BankClient:
         :raises ChecksumMismatch: other bytes came than were stored.
         """
         record = await self.show(dataset_id)
-        sink = await asyncio.to_thread(_file_sink, Path(fspath(dest)), record)
-        await self._client.at_home(
-            self._client.download_to(self.bank_id, record, sink, progress=progress)
-        )
+        sink = await _opened(Path(fspath(dest)), record)
+        await self._fetch(record, sink, progress)
         return {**msgspec.structs.asdict(record), "path": str(sink.path)}
 
     async def read(self, dataset_id: str, *, progress: Progress | None = None) -> bytes:
@@ -224,9 +221,7 @@ class BankClient:
         """
         record = await self.show(dataset_id)
         sink = MemorySink()
-        await self._client.at_home(
-            self._client.download_to(self.bank_id, record, sink, progress=progress)
-        )
+        await self._fetch(record, sink, progress)
         return sink.content
 
     async def upload(
@@ -267,6 +262,28 @@ class BankClient:
         return await self._client.at_home(
             self._client.request(self.bank_id, request, reply, endpoint="retrieve")
         )
+
+    async def _fetch(self, record: DatasetRecord, sink: Sink, progress: Progress | None) -> None:
+        work = self._client.download_to(self.bank_id, record, sink, progress=progress)
+        try:
+            await self._client.at_home(work)
+        finally:
+            sink.discard()
+
+
+async def _opened(path: Path, record: DatasetRecord) -> FileSink:
+    """The sink of a download into a file, or into a folder; opened off the loop."""
+    opening = asyncio.ensure_future(asyncio.to_thread(_file_sink, path, record))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_discard_unused)
+        raise
+
+
+def _discard_unused(opening: asyncio.Future[FileSink]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().discard()
 
 
 def _file_sink(path: Path, record: DatasetRecord) -> FileSink:

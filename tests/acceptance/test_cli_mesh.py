@@ -470,6 +470,16 @@ def test_a_dataset_there_and_back(run: Run, tmp_path: Path, content: bytes) -> N
     assert (told["path"], told["sha256"]) == ("copy.bin", sha256)
 
 
+@pytest.mark.parametrize("target", ["nowhere/copy", "nowhere/"])
+def test_a_folder_that_is_not_there_is_named(run: Run, tmp_path: Path, target: str) -> None:
+    (tmp_path / "few.csv").write_text("1\n")
+    (put,) = run("data", "put", "few.csv", "--json").objects
+    ended = run("data", "get", put["dataset_id"], target)
+    assert ended.exit_code == 3
+    assert "nowhere: no such folder" in ended.err
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_an_existing_file_is_not_written_over(run: Run, tmp_path: Path) -> None:
     (tmp_path / "scan.csv").write_text("new\n")
     (put,) = run("data", "put", "scan.csv", "--id", "scan-1", "--json").objects

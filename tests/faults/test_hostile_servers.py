@@ -293,7 +293,7 @@ RESULTS: dict[str, tuple[Callable[[Request], Answers], type[LabmeshError]]] = {
         OutcomeUnknown,
     ),
     "nothing": (lambda _: [], OutcomeUnknown),
-    "200 MB": (lambda request: [[b"{" + b" " * (200 * 2**20)]], OutcomeUnknown),
+    "32 MB": (lambda request: [[b"{" + b" " * (32 * 2**20)]], OutcomeUnknown),
     "a value 100,000 deep": (
         lambda each: [[b"\x83\xa4type\xa6result\xa2id\xa1" + each.id.encode() + b"\xa5value"
                        + b"\x91" * 100_000]],
@@ -303,7 +303,7 @@ RESULTS: dict[str, tuple[Callable[[Request], Answers], type[LabmeshError]]] = {
 
 
 #: The caller hears nothing of these that it can read: it waits for its deadline.
-UNANSWERED = ("nothing", "signs of life and nothing else", "200 MB", "a value 100,000 deep")
+UNANSWERED = ("nothing", "signs of life and nothing else", "32 MB", "a value 100,000 deep")
 
 
 @pytest.mark.parametrize("what", RESULTS)

@@ -578,6 +578,32 @@ async def test_a_cancelled_download_leaves_no_file(places: Places) -> None:
         assert [each.name for each in places.folder.iterdir()] == ["bank-0"]
 
 
+async def test_a_download_that_is_cancelled_at_any_step_leaves_a_whole_file_or_none(
+    places: Places,
+) -> None:
+    folder = places.folder / "downloads"
+    folder.mkdir()
+    async with bank_of(places) as (_, proxy):
+        record = await proxy.upload(SCAN)
+        for steps in range(1, 1000, 11):
+            downloading = asyncio.create_task(proxy.download(record.dataset_id, folder))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if downloading.done():
+                await downloading
+                break
+            downloading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await downloading
+            # A file that was just being opened goes as soon as it is.
+            async with asyncio.timeout(LIMIT_S):
+                while list(folder.glob(".*")):
+                    await asyncio.to_thread(folder.exists)
+            for each in folder.iterdir():
+                assert each.read_bytes() == SCAN
+                each.unlink()
+
+
 # ── looking around ──────────────────────────────────────────────────────────────────────────────
 
 

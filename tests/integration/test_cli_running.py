@@ -6,11 +6,13 @@ import asyncio
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from labmesh.cli.output import Output
-from labmesh.cli.running import hold_open
+from labmesh.cli.running import hold, hold_open
+from labmesh.config import Config
 from labmesh.errors import Conflict
 from labmesh.node import Node
 from labmesh.transport.keys import Security
@@ -43,7 +45,7 @@ class Broken(Idle):
     """A node that cannot be started."""
 
     async def _open(self) -> None:
-        raise Conflict("port 1 is taken")
+        raise Conflict("port 1 is taken", port=5761)
 
 
 @pytest.fixture
@@ -98,3 +100,9 @@ async def test_without_the_first_one_nothing_goes_on(log: list[str]) -> None:
     with pytest.raises(Conflict, match="first is in trouble"):
         await hold_open([lambda: nodes[0], lambda: nodes[1]], nodes[0].trouble.set, Output())
     assert log[-1] == "first closed"
+
+
+def test_a_port_that_is_taken_is_told_with_file_table_and_key(log: list[str]) -> None:
+    config = Config(path=Path("lab.toml"))
+    with pytest.raises(Conflict, match=r"^lab.toml: \[bank\] ingest_bind: port 1 is taken$"):
+        hold([lambda: Broken("only", log)], log.clear, Output(), config)

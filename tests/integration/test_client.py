@@ -209,7 +209,8 @@ async def test_the_brokers_status(places: Places) -> None:
 async def test_while_the_broker_is_away_questions_to_it_end_in_time(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labmesh.client._REQUEST_S", 0.3)
+    monkeypatch.setattr("labmesh.client.REQUEST_S", 0.3)
+    monkeypatch.setattr("labmesh.links.REQUEST_S", 0.3)
     async with places.broker() as broker, places.client() as client:
         await broker.stop()
         for ask in (

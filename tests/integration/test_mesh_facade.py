@@ -650,3 +650,9 @@ def test_a_wrong_password_is_told_within_two_seconds(nowhere: Path) -> None:
         for security in (wrong, Security.resolve(environ={})):
             with pytest.raises(AuthenticationError, match="password"):
                 served.connect(security=security, timeout=2.0)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_a_timeout_that_is_none_is_refused(timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout must be more than 0 seconds"):
+        labmesh.connect(timeout=timeout)

@@ -133,7 +133,7 @@ async def test_poll_may_be_a_coroutine() -> None:
 async def test_a_failing_poll_is_reported_and_the_stream_goes_on(
     failure: Any, error: str, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "labmesh.relay")
+    caplog.set_level(logging.INFO, "labmesh")
     fails = threading.Event()
     polls = itertools.count(1)
 

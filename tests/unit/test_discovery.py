@@ -88,3 +88,8 @@ def test_what_is_no_address_is_refused_by_whoever_gave_it(folder: Path, written:
 def test_a_named_file_that_is_missing_is_an_error(folder: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         broker_candidate(None, {}, folder / "missing.toml")
+
+
+def test_an_address_that_is_no_text_is_refused() -> None:
+    with pytest.raises(TypeError, match="text such as 'lab-pc:5750', not int"):
+        broker_candidate(5750, {})  # type: ignore[arg-type]

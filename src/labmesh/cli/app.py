@@ -6,8 +6,9 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
-from cyclopts import App, CycloptsError, Group
+from cyclopts import App, CycloptsError, Group, UnusedCliTokensError
 from cyclopts.completion.detect import ShellDetectionError
 
 import labmesh
@@ -20,10 +21,11 @@ from labmesh.cli.outcomes import (
     EXIT_CODES,
     INTERRUPTED,
     OUTCOMES,
+    outcome_of,
     report,
     usage_error,
 )
-from labmesh.cli.output import Output, never_fail_to_encode
+from labmesh.cli.output import Output, PipedConsole, never_fail_to_encode
 from labmesh.cli.running import log_to_stderr
 from labmesh.cli.up import up
 
@@ -93,15 +95,17 @@ def main(tokens: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read the output has enough ('labmesh watch | head -1'). Python would complain
         # once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return DONE
 
 
 def _run(words: list[str]) -> int:
     try:
-        command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        command, bound, _ = app.parse_args(
+            words, console=PipedConsole(), exit_on_error=False, print_error=False
+        )
     except CycloptsError as exc:
-        return usage_error(str(exc), _command(words), Output(json="--json" in words))
+        return usage_error(_usage_text(exc), _command(words), Output(json="--json" in words))
     bound.apply_defaults()
     options = bound.arguments.get("options")
     if not isinstance(options, Options):  # --help, --version, --install-completion
@@ -119,8 +123,27 @@ def _run(words: list[str]) -> int:
     except tuple(OUTCOMES) as exc:
         if type(exc) is BrokenPipeError:  # a driver's own comes as a subclass
             raise
-        return report(exc, options.out, verbose=options.verbose)
+        return _reported(exc, options)
     return exit_code
+
+
+def _reported(error: BaseException, options: Options) -> int:
+    """The exit code of an expected error, also when nobody reads what is said of it."""
+    try:
+        return report(error, options.out, verbose=options.verbose)
+    except BrokenPipeError:
+        _discard(sys.stderr)
+        return outcome_of(error).exit_code
+
+
+def _usage_text(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError):
+        return f"nothing takes {' '.join(map(repr, error.unused_tokens or ()))} here"
+    return str(error)
+
+
+def _discard(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _command(words: Sequence[str]) -> str:

@@ -18,7 +18,9 @@ from labmesh.transport.keys import Security
 __all__ = [
     "at_broker",
     "beside",
+    "binds",
     "free_ports",
+    "keys_of_port",
     "load_entry",
     "make_bank",
     "make_broker",
@@ -218,12 +220,46 @@ def mismatches(config: Config) -> list[str]:
         "broker_xpub": ("xpub_bind", broker.xpub_bind),
     }
     tables = {"relay": config.relay, "bank": config.bank, "client": config.client}
-    return [
+    return _too_seldom(config) + [
         _mismatch(f"[{name}] {key}", getattr(table, key), bind_key, bind, broker.address)
         for name, table in tables.items()
         for key, (bind_key, bind) in binds.items()
         if hasattr(table, key) and not _meet(getattr(table, key), bind, broker.address)
     ]
+
+
+def _too_seldom(config: Config) -> list[str]:
+    """Whose heartbeats are so far apart that the broker strikes the node off in between."""
+    ttl_s = config.broker.ttl_seconds
+    heartbeats = {
+        "relay": config.relay.heartbeat_seconds,
+        "bank": config.bank.heartbeat_seconds,
+    }
+    return [
+        f"[{name}] heartbeat_seconds = {heartbeat_s:g} is not less than [broker] "
+        f"ttl_seconds = {ttl_s:g}: each {name} would leave the list between two heartbeats"
+        for name, heartbeat_s in heartbeats.items()
+        if heartbeat_s >= ttl_s
+    ]
+
+
+def keys_of_port(config: Config, port: object) -> list[str]:
+    """The keys that have a node listen at this port, each with its table."""
+    return [key for key, bind in binds(config).items() if port and parse_bind(bind).port == port]
+
+
+def binds(config: Config) -> dict[str, str]:
+    """Where the nodes of a file listen: each key with its table → what it says."""
+    broker, bank = config.broker, config.bank
+    return {
+        "[broker] rpc_bind": broker.rpc_bind,
+        "[broker] xsub_bind": broker.xsub_bind,
+        "[broker] xpub_bind": broker.xpub_bind,
+        "[bank] ingest_bind": bank.ingest_bind,
+        "[bank] retrieve_bind": bank.retrieve_bind,
+        "[relay] default_rpc_bind": config.relay.default_rpc_bind,
+        **{f"[[relays]] {each.id} bind": each.bind for each in config.relays},
+    }
 
 
 def _meet(written: str, bind: str, host: str) -> bool:

@@ -153,17 +153,7 @@ def protection(security: Security) -> Finding:
 
 def ports_held(config: Config) -> list[HeldPort]:
     """The ports of the configuration that are not free."""
-    broker, bank = config.broker, config.bank
-    binds = {
-        "[broker] rpc_bind": broker.rpc_bind,
-        "[broker] xsub_bind": broker.xsub_bind,
-        "[broker] xpub_bind": broker.xpub_bind,
-        "[bank] ingest_bind": bank.ingest_bind,
-        "[bank] retrieve_bind": bank.retrieve_bind,
-        "[relay] default_rpc_bind": config.relay.default_rpc_bind,
-        **{f"[[relays]] {each.id} bind": each.bind for each in config.relays},
-    }
-    places = [(key, parse_bind(bind)) for key, bind in binds.items()]
+    places = [(key, parse_bind(bind)) for key, bind in assembly.binds(config).items()]
     return [
         HeldPort(key, "127.0.0.1" if place.is_wildcard else place.host, place.port)
         for key, place in places

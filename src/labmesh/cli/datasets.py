@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import os
 import re
 import sys
 import time
@@ -156,8 +159,8 @@ def put(
 ) -> int:
     """Store a file as a dataset, and print its id once it is verified and on the bank's disk.
 
-    A broken upload is resumed; how patiently, [relay] upload_timeout, upload_retries and
-    upload_chunk of the configuration file say.
+    A broken upload is resumed; how patiently, [relay] upload_timeout (or --timeout),
+    upload_retries and upload_chunk of the configuration file say.
 
     For example:
 
@@ -182,6 +185,9 @@ async def _put(
     options: ClientOptions,
 ) -> int:
     out = options.out
+    settings = assembly.upload_settings(options.settings)
+    if options.timeout is not None:
+        settings = dataclasses.replace(settings, timeout_s=options.timeout)
     async with connected(options) as client:
         bank = await client.get_databank_agent(bank_id, wait=_FIND_S)
         with out.progress(f"to {bank.bank_id}") as progress:
@@ -189,7 +195,7 @@ async def _put(
                 client.upload_to(
                     bank.bank_id,
                     stream,
-                    settings=assembly.upload_settings(options.settings),
+                    settings=settings,
                     name=name,
                     kind="npy" if name.endswith(".npy") else "bytes",
                     meta=meta,
@@ -260,6 +266,9 @@ async def _get(
 
 def _target(target: str | None, record: DatasetRecord, force: bool) -> Path:
     path = Path(target or ".")
+    folder = path if (target or "").endswith(("/", os.sep)) else path.parent
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
     if path.is_dir():
         path = path / f"{record.dataset_id}{_suffix(record)}"
     if path.exists() and not force:

@@ -20,7 +20,7 @@ from labmesh.cli import assembly
 from labmesh.cli.options import Options
 from labmesh.cli.outcomes import DONE
 from labmesh.cli.output import Output, age, shown_state, size
-from labmesh.cli.running import run
+from labmesh.cli.running import on_sigterm, run
 from labmesh.cli.up import LocalMesh
 from labmesh.client import BankClient, DirectorClientAgent
 from labmesh.config import BankTable, BrokerTable, Config, RelayTable
@@ -50,7 +50,10 @@ def demo(*, options: Options = _OPTIONS) -> int:
         labmesh demo
         labmesh demo --json
     """
-    return run(_Tour(options.out).go())
+    try:
+        return run(_Tour(options.out).go())
+    except asyncio.CancelledError:  # SIGTERM, after everything was removed
+        raise KeyboardInterrupt from None
 
 
 class _Tour:
@@ -59,6 +62,9 @@ class _Tour:
         self._steps = 0
 
     async def go(self) -> int:
+        tour = asyncio.current_task()
+        assert tour is not None
+        on_sigterm(tour.cancel)
         self._out.line("A tour of labmesh. The instruments are simulated; the network is real.")
         self._out.line()
         began = time.perf_counter()

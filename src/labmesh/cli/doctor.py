@@ -105,7 +105,8 @@ async def _ports(config: Config, options: ClientOptions) -> AsyncIterator[Findin
         yield Finding(
             FAIL if config.path else WARN,
             f"port {each.port}",
-            f"{each.key}: a program that is not labmesh (or has another password) holds it",
+            f"{each.key}: a program holds it that does not answer: it is not labmesh, stands "
+            "still, or has another password",
             "stop that program, or write another port, or *, into the file",
         )
 

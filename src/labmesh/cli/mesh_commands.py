@@ -28,6 +28,7 @@ __all__ = ["call", "ls", "show", "watch"]
 _OPTIONS = ClientOptions()
 #: A node that was just restarted is back by then.
 _FIND_S = 1.0
+_OLD_S = 5.0
 _LOOK_AGAIN_S = 0.2
 _STATE_S = 1.5
 _WAITING_LINES = 100
@@ -363,8 +364,10 @@ class _Watch:
             )
             return
         missed = f"  ({reading.missed} missed)" if reading.missed else ""
+        # The last known state comes first, and its relay may be gone.
+        old = f"  ({age(reading.age_s)} old)" if reading.age_s > _OLD_S else ""
         out.line(
-            f"{_clock(reading.time)}  {reading.relay_id}  {shown_state(reading.value)}{missed}"
+            f"{_clock(reading.time)}  {reading.relay_id}  {shown_state(reading.value)}{old}{missed}"
         )
 
     def _print_dataset(self, record: dict[str, Any]) -> None:

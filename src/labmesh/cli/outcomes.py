@@ -137,10 +137,17 @@ def report(error: BaseException, out: Output, *, verbose: int = 0) -> int:
 def _text(error: BaseException) -> str:
     if isinstance(error, DriverError):
         where = ".".join(filter(None, (error.relay_id, error.method))) or "the driver"
-        return f"{where} raised {error.exception_type}: {error}"
+        return f"{where} raised {_once(error.exception_type, str(error))}"
     if isinstance(error, OSError) and not isinstance(error, LabmeshError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error)
+
+
+def _once(kind: str, text: str) -> str:
+    """``module.Kind: text``, where the text of some errors begins with their kind already."""
+    short = kind.rpartition(".")[2]
+    rest = "" if text == short else text.removeprefix(f"{short}: ")
+    return f"{kind}: {rest}" if rest else kind
 
 
 def usage_error(text: str, command: str, out: Output) -> int:

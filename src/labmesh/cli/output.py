@@ -17,7 +17,7 @@ from rich.text import Text
 
 from labmesh.protocol.codec import Limits, encode_value
 
-__all__ = ["Output", "age", "one_line", "printable", "shown_value", "size"]
+__all__ = ["Output", "PipedConsole", "age", "one_line", "printable", "shown_value", "size"]
 
 #: What is printed was received already: only its decoder's limits hold.
 _NO_LIMITS = Limits(
@@ -176,7 +176,9 @@ class TransferProgress:
         return bar
 
 
-class _Console(Console):
+class PipedConsole(Console):
+    """A console that leaves it to its caller what a closed pipe means."""
+
     def on_broken_pipe(self) -> None:
         # Instead of an exit of its own with code 1: this is no failure, and others want to close.
         raise BrokenPipeError
@@ -185,7 +187,7 @@ class _Console(Console):
 def _console(stream: IO[str]) -> Console:
     """A console that is coloured on a terminal only, and not where NO_COLOR is set."""
     on_terminal = stream.isatty()
-    return _Console(
+    return PipedConsole(
         file=stream,
         force_terminal=on_terminal,
         no_color=True if os.environ.get("NO_COLOR") else None,

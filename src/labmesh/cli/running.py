@@ -10,15 +10,16 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
+from labmesh.cli import assembly
 from labmesh.cli.options import BrokerOptions
 from labmesh.cli.outcomes import DONE
 from labmesh.cli.output import Output, printable
 from labmesh.client import DirectorClientAgent
 from labmesh.config import Config
-from labmesh.errors import ConfigError, LinkLost, StorageError
+from labmesh.errors import ConfigError, Conflict, LinkLost, StorageError
 from labmesh.node import Node
 
-__all__ = ["connected", "hold", "hold_open", "log_to_stderr", "run"]
+__all__ = ["connected", "hold", "hold_open", "log_to_stderr", "on_sigterm", "run"]
 
 T = TypeVar("T")
 
@@ -76,7 +77,7 @@ async def hold_open(
     """
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
-        stack.callback(_on_sigterm(stop))
+        stack.callback(on_sigterm(stop.set))
         nodes: list[Node] = []
         for make in factories:
             nodes.append(await stack.enter_async_context(make()))
@@ -128,11 +129,11 @@ async def _until_over(nodes: Sequence[Node], stopped: asyncio.Future[Any], out: 
             end.cancel()
 
 
-def _on_sigterm(stop: asyncio.Event) -> Callable[[], object]:
-    """Have SIGTERM set ``stop``; what is returned undoes it."""
+def on_sigterm(stop: Callable[[], object]) -> Callable[[], object]:
+    """Have SIGTERM call ``stop``; what is returned undoes it."""
     loop = asyncio.get_running_loop()
     try:
-        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGTERM, stop)
     except NotImplementedError:  # Windows ends a process without asking it
         return lambda: None
     return lambda: loop.remove_signal_handler(signal.SIGTERM)
@@ -149,6 +150,12 @@ def hold(
         run(hold_open(factories, ready, out))
     except KeyboardInterrupt:
         out.say("stopped")
+    except Conflict as exc:
+        keys = assembly.keys_of_port(config, exc.detail.get("port"))
+        if not keys:
+            raise
+        place = ": ".join(filter(None, (str(config.path or ""), " and ".join(keys))))
+        raise Conflict(f"{place}: {exc}", **exc.detail) from exc
     except (ConfigError, StorageError) as exc:
         if config.path is None:
             raise

@@ -7,6 +7,7 @@ from typing import Any
 from labmesh.errors import NotFound
 from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.messages import NodeRecord, PresenceChange
+from labmesh.protocol.records import checked
 
 __all__ = ["Roster", "about", "nobody"]
 
@@ -32,9 +33,13 @@ class Roster:
         return self._tickets
 
     def listed(self, ticket: int, nodes: list[NodeRecord]) -> None:
-        """The broker's list came."""
-        self._records = {each.node_id: each for each in nodes}
-        for change in self._asked.pop(ticket):
+        """The broker's list came.
+
+        :raises ProtocolError: a record in it is of no use; the earlier ones stay.
+        """
+        changes = self._asked.pop(ticket)
+        self._records = {each.node_id: checked(each) for each in nodes}
+        for change in changes:
             self._apply(change)
 
     def failed(self, ticket: int) -> None:

@@ -99,12 +99,20 @@ class Doorway:
 
 
 def _peer_address(descriptor: int) -> str:
-    """The address behind a connection of libzmq; empty when it has ended meanwhile."""
+    """The address behind a connection of libzmq; empty when it has ended meanwhile.
+
+    The number may even be another one's by now, of any kind: good enough for a log. But with a
+    default timeout Python would change the mode of what it gets, so there nobody looks.
+    """
+    if stdlib_socket.getdefaulttimeout() is not None:
+        return ""
     try:
         peer = stdlib_socket.socket(fileno=descriptor)
     except OSError:
         return ""
     try:
+        if peer.family not in (stdlib_socket.AF_INET, stdlib_socket.AF_INET6):
+            return ""
         return str(peer.getpeername()[0])
     except OSError:
         return ""
@@ -183,7 +191,12 @@ class Authenticator:
                 self._look_at(self._doorways[events], poller)
 
     def _look_at(self, doorway: Doorway, poller: zmq.Poller) -> None:
-        address = doorway.take()
+        try:
+            address = doorway.take()
+        except Exception:
+            # As above: this thread outlives a fault of our own.
+            log.exception("%s: an event of %s was not understood", self._name, doorway.domain)
+            address = None
         if address is not None:
             self.refused += 1
             self._report(address, doorway.domain, self._why_broken())

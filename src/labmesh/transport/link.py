@@ -16,6 +16,7 @@ import zmq
 from labmesh.errors import (
     AuthenticationError,
     LabmeshError,
+    LinkLost,
     NotFound,
     NotSent,
     OutcomeUnknown,
@@ -300,7 +301,12 @@ class Link:
     def _build_again(self) -> None:
         trouble = self._health.trouble
         self._teardown()
-        self._build()
+        try:
+            self._build()
+        except LinkLost as exc:
+            log.warning("%s", exc)
+            trouble = exc
+            self._rebuild()
         # The reason stands until something better is known.
         self._health.trouble = trouble
 

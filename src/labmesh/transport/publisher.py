@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import zmq
 
-from labmesh.errors import LabmeshError, TooLarge
+from labmesh.errors import LabmeshError, LinkLost, TooLarge
 from labmesh.protocol.codec import encode_event, encode_value
 from labmesh.protocol.events import Sequencer
 from labmesh.protocol.topics import topic
@@ -121,9 +121,18 @@ class Publisher:
         self.up = False
         if news == "refused":
             self._sockets.give_up(self._socket, self._endpoint)
-        if self._rebuilding is None and not self._closed:
-            self._rebuilding = self._loop.call_later(_REBUILD_S[news], self._build_again)
+        if not self._closed:
+            self._rebuild(_REBUILD_S[news])
+
+    def _rebuild(self, seconds: float) -> None:
+        if self._rebuilding is None:
+            self._rebuilding = self._loop.call_later(seconds, self._build_again)
 
     def _build_again(self) -> None:
         self._teardown()
-        self._build()
+        try:
+            self._build()
+        except LinkLost as exc:
+            log.warning("%s", exc)
+            self._health.trouble = exc
+            self._rebuild(_REBUILD_S["refused"])

@@ -6,15 +6,17 @@ authenticator, and every socket with the options that measurements asked for.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import itertools
+import os
 import socket as stdlib_socket
 from typing import Any
 
 import zmq
 
-from labmesh.errors import ConfigError, Conflict, Forbidden, LabmeshError
+from labmesh.errors import ConfigError, Conflict, Forbidden, LabmeshError, LinkLost
 from labmesh.protocol.addresses import Address, parse_bind, parse_connect
 from labmesh.transport.auth import Authenticator
 from labmesh.transport.keys import Security
@@ -42,16 +44,19 @@ _HANDSHAKE_MS = 5000
 _CONNECT_TIMEOUT_MS = 2000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
 _ENFORCE_ZAP_DOMAIN = 93
+_FILES_OF_A_CONTEXT = 16
 
 
 class Sockets:
     """The ZeroMQ context of one node, and the only maker of its sockets.
 
     :param name: the node's id, for threads and logs.
+    :raises LinkLost: this process has almost as many files open as it may.
     """
 
     def __init__(self, security: Security, name: str) -> None:
         _raise_file_limit()
+        _check_room_for_files(name)
         self.security = security
         self.name = name
         self._context: zmq.Context[Socket] = zmq.Context()
@@ -108,7 +113,10 @@ class Sockets:
         made during an outage is delivered after it, and a command would run late. The size limit
         stays off here: on a connecting socket one oversized message would end the connection for
         ever, silently.
+
+        :raises LinkLost: this process has as many files open as it may.
         """
+        address = parse_connect(endpoint)
         socket = self._new(kind)
         socket.immediate = True
         socket.connect_timeout = _CONNECT_TIMEOUT_MS
@@ -122,12 +130,15 @@ class Sockets:
             socket.curve_serverkey = self.security.keys.server.public
             socket.curve_publickey = self.security.keys.client.public
             socket.curve_secretkey = self.security.keys.client.secret
-        address = parse_connect(endpoint)
         # "localhost" is ::1 first on many machines, where an IPv4 server would not be found.
         named = address.host != "localhost" and not _is_ip(address.host)
         socket.ipv6 = address.is_ipv6 or named
         # Before connecting: a handshake on one machine is over before one can look.
-        monitor = socket.get_monitor_socket(events)
+        try:
+            monitor = socket.get_monitor_socket(events)
+        except zmq.ZMQError as exc:
+            self.close(socket)
+            raise _no_socket(self.name, exc) from exc
         monitor.linger = 0
         # When it is full, libzmq waits for its reader, who may just be waiting for libzmq.
         monitor.rcvhwm = 0
@@ -171,7 +182,10 @@ class Sockets:
         self._context.term()
 
     def _new(self, kind: int) -> Socket:
-        socket = self._context.socket(kind)
+        try:
+            socket = self._context.socket(kind)
+        except zmq.ZMQError as exc:
+            raise _no_socket(self.name, exc) from exc
         socket.linger = 0
         if kind != zmq.PAIR:
             socket.heartbeat_ivl = _HEARTBEAT_MS
@@ -213,6 +227,23 @@ def _resolve(host: str, owner: str) -> str:
     return str(preferred[0][4][0])
 
 
+def _check_room_for_files(name: str) -> None:
+    """libzmq ends the whole process when it finds none for a context's first socket."""
+    with contextlib.ExitStack() as opened:
+        for _ in range(_FILES_OF_A_CONTEXT):
+            try:
+                opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+            except OSError as exc:
+                raise _no_socket(name, exc) from exc
+
+
+def _no_socket(name: str, exc: OSError | zmq.ZMQError) -> LinkLost:
+    return LinkLost(
+        f"{name} cannot open another socket ({exc.strerror}): close connections that are not "
+        "needed, or allow more open files (ulimit -n)"
+    )
+
+
 def _bind_error(exc: zmq.ZMQError, address: Address, owner: str) -> LabmeshError:
     if exc.errno == errno.EADDRINUSE:
         return Conflict(
@@ -237,7 +268,9 @@ def _raise_file_limit() -> None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        # Some systems name a hard limit that they do not grant.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def curve_available() -> bool:

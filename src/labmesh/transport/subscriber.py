@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from labmesh.errors import LabmeshError, ProtocolError, TooLarge
+from labmesh.errors import LabmeshError, LinkLost, ProtocolError, TooLarge
 from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.codec import decode_event
 from labmesh.protocol.events import Tracker
@@ -142,11 +142,17 @@ class Subscriber:
     def _run(self) -> None:
         again = True
         while again:
-            again = self._run_socket()
+            try:
+                socket, monitor = self._sockets.connect(zmq.SUB, self._endpoint, EVENTS)
+            except LinkLost as exc:
+                log.warning("%s", exc)
+                self.trouble = exc
+                again = not self._far.poll(_POKE_MS) or self._obey(None)
+            else:
+                again = self._run_socket(socket, monitor)
 
-    def _run_socket(self) -> bool:
+    def _run_socket(self, socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> bool:
         """Read one socket until it must be rebuilt (True) or the end (False)."""
-        socket, monitor = self._sockets.connect(zmq.SUB, self._endpoint, EVENTS)
         health = Health(self._where, encrypted=self._sockets.security.keys is not None)
         for prefix in self._prefixes:
             socket.setsockopt(zmq.SUBSCRIBE, prefix)
@@ -169,17 +175,20 @@ class Subscriber:
         finally:
             self._sockets.close(socket)
 
-    def _obey(self, socket: zmq.Socket[bytes]) -> bool:
+    def _obey(self, socket: zmq.Socket[bytes] | None) -> bool:
+        """Take one command; False: the end."""
         command = self._far.recv()
         if command == _STOP:
             return False
         prefix = command[1:]
         if command[:1] == b"+" and prefix not in self._prefixes:
             self._prefixes.add(prefix)
-            socket.setsockopt(zmq.SUBSCRIBE, prefix)
+            if socket is not None:
+                socket.setsockopt(zmq.SUBSCRIBE, prefix)
         elif command[:1] == b"-" and prefix in self._prefixes:
             self._prefixes.discard(prefix)
-            socket.setsockopt(zmq.UNSUBSCRIBE, prefix)
+            if socket is not None:
+                socket.setsockopt(zmq.UNSUBSCRIBE, prefix)
         return True
 
     def _watch(self, monitor: zmq.Socket[bytes], health: Health) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,3 +173,40 @@ def test_completion_is_installed_where_it_is_wanted(tmp_path: Path) -> None:
     target = tmp_path / "labmesh.bash"
     assert main(["--install-completion", "--shell", "bash", "--output", str(target)]) == 0
     assert "labmesh" in target.read_text()
+
+
+def test_a_word_too_many_is_named(capsys: Captured) -> None:
+    assert main(["ls", "extra"]) == 2
+    assert "nothing takes 'extra' here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "closed", "exit_code"),
+    [
+        (["--help"], "stdout", 0),
+        (["call", "x", "y", "a=1", "a=2"], "stderr", 2),
+    ],
+)
+def test_the_exit_code_holds_when_nobody_reads(
+    words: list[str], closed: str, exit_code: int
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, closed: writing}
+    ended = subprocess.run([sys.executable, "-m", "labmesh", *words], **streams, check=False)  # type: ignore[call-overload]
+    os.close(writing)
+    assert ended.returncode == exit_code
+
+
+def test_sigterm_ends_the_demo_without_a_trace(tmp_path: Path) -> None:
+    here = {**os.environ, "TMPDIR": str(tmp_path), "TEMP": str(tmp_path), "TMP": str(tmp_path)}
+    words = [sys.executable, "-m", "labmesh", "demo"]
+    with subprocess.Popen(words, env=here, stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "start a broker" in line:
+                demo.terminate()
+                break
+        demo.communicate(timeout=20)
+    assert demo.returncode == 130
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from labmesh.cli import assembly
-from labmesh.config import BrokerTable, Config, RelayEntry, load_config
+from labmesh.config import BankTable, BrokerTable, Config, RelayEntry, load_config
 from labmesh.errors import ConfigError
 from labmesh.instruments.simulated import PowerSupply
 from labmesh.transfer import UploadSettings
@@ -181,3 +181,19 @@ def test_a_broker_on_loopback_is_not_found_from_outside() -> None:
 
 def test_a_free_port_fits_any(config: Config) -> None:
     assert assembly.mismatches(assembly.free_ports(Config())) == []
+
+
+def test_heartbeats_that_are_too_far_apart_are_named() -> None:
+    config = Config(broker=BrokerTable(ttl_seconds=4), bank=BankTable(heartbeat_seconds=3))
+    (wrong,) = assembly.mismatches(config)
+    assert wrong.startswith(
+        "[relay] heartbeat_seconds = 5 is not less than [broker] ttl_seconds = 4"
+    )
+
+
+def test_a_port_is_traced_to_the_keys_that_ask_for_it() -> None:
+    relay = RelayEntry(id="psu", driver="my_lab:Supply", bind="tcp://*:5761")
+    config = Config(relays=(relay,))
+    assert assembly.keys_of_port(config, 5761) == ["[bank] ingest_bind", "[[relays]] psu bind"]
+    assert assembly.keys_of_port(config, 9) == []
+    assert assembly.keys_of_port(config, None) == []

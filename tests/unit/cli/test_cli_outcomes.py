@@ -113,3 +113,20 @@ def test_an_error_of_the_file_system_names_the_file(capsys: Captured) -> None:
 def test_what_others_wrote_does_not_steer_the_terminal(capsys: Captured) -> None:
     report(errors.NotFound("no \x1b[2J here"), Output())
     assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        ("SystemExit", "SystemExit: 3", "psu.f raised SystemExit: 3"),
+        ("my_lab.Jam", "Jam: the slide is stuck", "psu.f raised my_lab.Jam: the slide is stuck"),
+        ("ValueError", "ValueError", "psu.f raised ValueError"),
+        ("ValueError", "too hot", "psu.f raised ValueError: too hot"),
+    ],
+)
+def test_the_kind_of_a_drivers_error_is_said_once(
+    kind: str, text: str, said: str, capsys: Captured
+) -> None:
+    detail = {"exception_type": kind, "relay_id": "psu", "method": "f"}
+    report(errors.DriverError(text, **detail), Output())
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {said}"

@@ -111,7 +111,7 @@ def test_a_body_is_not_a_value_as_well():
         b"GET / HTTP/1.1\r\n",
         b"\x16\x03\x01\x02\x00\x01",
         b"!!python/object/apply:os.system ['true']",
-        gzip.compress(b"{}"),
+        gzip.compress(b"{}", mtime=0),
         marshal.dumps({"type": "ping", "id": "1"}),
         *(pickle.dumps(PING, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
     ],

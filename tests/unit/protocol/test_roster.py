@@ -62,6 +62,15 @@ def test_a_list_that_does_not_come_changes_nothing() -> None:
     assert roster.nodes() == [relay("psu"), relay("scope")]
 
 
+def test_a_list_with_a_record_of_no_use_changes_nothing() -> None:
+    roster = Roster()
+    roster.listed(roster.ask(), [relay("Inst-0")])
+    ticket = roster.ask()
+    with pytest.raises(ProtocolError, match="rpc"):
+        roster.listed(ticket, [relay("Inst-1"), relay("Inst-2", endpoints={})])
+    assert [each.node_id for each in roster.nodes()] == ["Inst-0"]
+
+
 def test_who_reads_in_another_thread_has_a_list_that_does_not_change() -> None:
     roster = filled(relay("psu"))
     seen = roster.nodes()

@@ -1,0 +1,170 @@
+"""A client's links to relays and banks: where they are, also after they moved."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from labmesh.errors import LabmeshError, NotFound, NotSent, Stopping
+from labmesh.protocol.codec import Buffer
+from labmesh.protocol.messages import ListNodes, NodeList, NodeRecord, Reply, Request
+from labmesh.protocol.roster import Roster
+from labmesh.transport.link import Link
+from labmesh.transport.sockets import Sockets
+
+__all__ = ["REQUEST_S", "NodeLinks"]
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Reply)
+
+REQUEST_S = 5.0
+#: A node that cannot be reached for so long is given up by a request.
+_REACH_S = 4.0
+#: A node that is not reached where it was is looked up again so often.
+_LOOK_AGAIN_S = 0.5
+
+
+class NodeLinks:
+    """One link to each socket of each node that was asked for, on the running loop.
+
+    Links that exist work on while the broker is away.
+
+    :param broker: the link to the directory.
+    :param roster: the client's copy of the directory.
+    :param spawn: makes a task that the client owns.
+    """
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        broker: Link,
+        roster: Roster,
+        spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
+    ) -> None:
+        self._sockets = sockets
+        self._broker = broker
+        self._roster = roster
+        self._spawn = spawn
+        self._links: dict[str, Link] = {}
+        self._looking_up: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def close(self) -> None:
+        """End what is open; nothing can be sent any more."""
+        self._closed = True
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+
+    def get(self, node_id: str, endpoint: str = "rpc") -> Link | None:
+        """The link to a socket of a node, if one was asked for."""
+        return self._links.get(f"{node_id} {endpoint}")
+
+    async def list_nodes(self) -> list[NodeRecord]:
+        """Ask the directory; the roster has what it answers."""
+        ticket = self._roster.ask()
+        try:
+            answer = await self._broker.request(ListNodes(id="-"), NodeList, timeout=REQUEST_S)
+        except BaseException:
+            self._roster.failed(ticket)
+            raise
+        self._roster.listed(ticket, answer.nodes)
+        return self._roster.nodes()
+
+    async def record_of(self, node_id: str, *, timeout: float = REQUEST_S) -> NodeRecord | None:
+        """The directory's line, asked for when it is not known; None: there is none."""
+        return self._roster.get(node_id) or await self._look_up(node_id, timeout)
+
+    async def request(
+        self,
+        node_id: str,
+        request: Request,
+        reply: type[R],
+        *,
+        timeout: float,
+        endpoint: str,
+        body: Buffer | None = None,
+    ) -> tuple[R, memoryview | None]:
+        """One request to one socket of a node.
+
+        :raises NotSent: the node could not be reached, within 4 s at most; nothing was sent.
+        """
+        now = time.monotonic()
+        deadline = now + timeout
+        reach_until = min(deadline, now + _REACH_S)
+        while True:
+            link = await self._linked(node_id, endpoint, reach_until)
+            left_s = max(0.0, deadline - time.monotonic())
+            try:
+                return await link.request_body(
+                    request, reply, timeout=left_s, body=body, patient=False
+                )
+            except NotSent:
+                # The link broke unnoticed, or was replaced: there is time for another one.
+                if link.up or time.monotonic() >= reach_until:
+                    raise
+
+    async def _linked(self, node_id: str, endpoint: str, deadline: float) -> Link:
+        """A link that is up. A node that comes back elsewhere meanwhile is found there."""
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            link = await self._link_to(node_id, endpoint, left_s)
+            if link.up:
+                return link
+            left_s = max(0.0, deadline - time.monotonic())
+            try:
+                await link.wait_up(min(left_s, _LOOK_AGAIN_S))
+            except NotSent:
+                if left_s <= _LOOK_AGAIN_S:
+                    raise
+
+    async def _link_to(self, node_id: str, endpoint: str, timeout: float) -> Link:
+        """The link to a node that the directory knows, up or about to be."""
+        key = f"{node_id} {endpoint}"
+        link = self._links.get(key)
+        if link is not None and link.up:
+            return link
+        record = self._roster.get(node_id)
+        if record is None or link is not None:
+            record = await self._look_up(node_id, timeout)
+        if self._closed:
+            raise Stopping("this client was closed; nothing was sent")
+        link = self._links.get(key)  # another task may have made it meanwhile
+        if record is None:
+            if link is not None and not self._broker.up:
+                return link
+            raise NotSent(
+                f"{node_id} is not on the mesh (any more): it was not called; "
+                "see 'labmesh ls' for who is"
+            )
+        address = record.endpoints[endpoint]
+        if link is not None and (link.endpoint != address or isinstance(link.trouble, NotFound)):
+            link.close()
+            link = None
+        if link is None:
+            link = Link(
+                self._sockets, address, where=f"{record.kind} {node_id}", target=record.node_id
+            )
+            self._links[key] = link
+        return link
+
+    async def _look_up(self, node_id: str, timeout: float) -> NodeRecord | None:
+        """Ask the directory, where it answers; whoever asks meanwhile waits for the same answer."""
+        if self._broker.up:
+            if self._looking_up is None or self._looking_up.done():
+                self._looking_up = self._spawn(self._refresh(), "look-up")
+            await asyncio.wait([self._looking_up], timeout=timeout)
+        return self._roster.get(node_id)
+
+    async def _refresh(self) -> None:
+        try:
+            await self.list_nodes()
+        except LabmeshError as exc:
+            log.debug("the directory does not answer: %s", exc)

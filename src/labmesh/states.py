@@ -1,0 +1,118 @@
+"""The stream of a relay's states: the driver is polled on schedule, and what it says published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from labmesh.errors import LabmeshError, Stopping
+from labmesh.instruments.exposure import MethodTable
+from labmesh.instruments.worker import DriverWorker, Job, Outcome
+from labmesh.protocol.codec import encode_value
+
+__all__ = ["StateStream"]
+
+log = logging.getLogger(__name__)
+
+#: Publishes an encoded value: family of the topic, kind of the event, payload.
+Publish = Callable[[str, str, bytes], bool]
+
+
+class StateStream:
+    """Polls a driver once an interval and publishes its state; on the loop of the worker.
+
+    A driver without ``poll()``, or whose ``poll()`` has nothing to say, gives a sign of life
+    instead. A ``poll()`` that fails is reported, and asked again at the next interval.
+
+    :param name: the relay's id, for the log.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: MethodTable,
+        worker: DriverWorker,
+        interval_s: float,
+        publish: Publish,
+    ) -> None:
+        self._name = name
+        self._worker = worker
+        self._interval_s = interval_s
+        self._publish = publish
+        self._table = table
+        self._poll_at_once = asyncio.Event()
+        #: monotonic time of the last poll that succeeded
+        self.polled_at: float | None = None
+        #: what is wrong with ``poll()``; empty: nothing
+        self.error = ""
+
+    async def run(self) -> None:
+        """Go on until cancelled, on a schedule that does not drift."""
+        began = time.monotonic()
+        tick = 0
+        while True:
+            self._ask()
+            tick = max(tick + 1, int((time.monotonic() - began) / self._interval_s))
+            next_at = began + tick * self._interval_s
+            self._poll_at_once.clear()
+            try:
+                async with asyncio.timeout(next_at - time.monotonic()):
+                    await self._poll_at_once.wait()
+                    tick -= 1
+            except TimeoutError:
+                continue
+
+    def poll_at_once(self) -> None:
+        """Somebody listens (again): do not have them wait for the next interval."""
+        self._poll_at_once.set()
+
+    def _ask(self) -> None:
+        if not self._table.has_poll:
+            self._sign_of_life()
+            return
+        poll = Job(call=self._table.bind("poll"), done=self._polled, prepare=_payload)
+        try:
+            self._worker.submit_poll(poll)
+        except Stopping:
+            log.debug("%s stops: its driver is not polled any more", self._name)
+
+    def _polled(self, outcome: Outcome) -> None:
+        error = outcome.error
+        if isinstance(error, Stopping):
+            return
+        if error is None and outcome.value is not None:
+            try:
+                self._publish("state", "state", outcome.value)
+            except LabmeshError as exc:
+                error = exc
+        if error is not None:
+            self._failed(error)
+            return
+        self.polled_at = time.monotonic()
+        if self.error:
+            log.info("%s: poll() works again", self._name)
+        self.error = ""
+        if outcome.value is None:
+            self._sign_of_life()
+
+    def _failed(self, error: LabmeshError) -> None:
+        """The stream goes on; whoever watches is told."""
+        kind = str(error.detail.get("exception_type") or type(error).__name__)
+        text = str(error) if str(error).startswith(kind) else f"{kind}: {error}"
+        if text != self.error:
+            log.warning("%s: poll() failed: %s", self._name, text)
+        self.error = text
+        self._publish("event", "state_error", encode_value({"error": kind, "text": str(error)}))
+
+    def _sign_of_life(self) -> None:
+        self._publish("event", "alive", encode_value(None))
+
+
+def _payload(value: Any) -> bytes | None:
+    """A state is a table; a bare reading becomes ``{"value": reading}``, None is no state."""
+    if value is None:
+        return None
+    return encode_value(value if isinstance(value, dict) else {"value": value})
