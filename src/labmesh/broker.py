@@ -12,7 +12,7 @@ import time
 from typing import Any, ClassVar, assert_never
 
 from labmesh.errors import LabmeshError, LinkLost
-from labmesh.node import Node
+from labmesh.node import Node, seconds
 from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.codec import encode_event, encode_value
 from labmesh.protocol.directory import Changed, Directory, Effect, Probe, Refused, Registered
@@ -73,9 +73,7 @@ class DirectoryBroker(Node):
     ) -> None:
         super().__init__("broker", security=security)
         self._binds = tuple(parse_bind(each) for each in (rpc_bind, xsub_bind, xpub_bind))
-        if ttl_seconds <= 0:
-            raise ValueError(f"ttl_seconds must be more than 0, not {ttl_seconds}")
-        self._ttl_s = ttl_seconds
+        self._ttl_s = seconds(ttl_seconds, "ttl_seconds")
 
     @property
     def rpc(self) -> Address:

@@ -19,7 +19,7 @@ from labmesh.errors import (
 from labmesh.feed import EventFeed, Reading
 from labmesh.links import REQUEST_S, NodeLinks
 from labmesh.listening import Subscription
-from labmesh.node import Node
+from labmesh.node import Node, seconds
 from labmesh.protocol.addresses import Address, parse_connect
 from labmesh.protocol.messages import (
     DatasetRecord,
@@ -83,9 +83,7 @@ class DirectorClientAgent(Node):
         self.broker_rpc = str(parse_connect(broker_rpc, broker_address))
         self.broker_xpub = broker_xpub and str(parse_connect(broker_xpub, broker_address))
         self.local_address = local_address
-        if call_limit <= 0:
-            raise ValueError(f"call_limit must be more than 0 seconds, not {call_limit}")
-        self.call_limit = call_limit
+        self.call_limit = seconds(call_limit, "call_limit")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._directory: Link | None = None
         self._feed: EventFeed | None = None

@@ -159,8 +159,8 @@ async def open_source(content: Content, executor: Executor) -> Source:
     if isinstance(content, Iterable):
         return _Stream(iter(content), executor)
     raise TypeError(
-        f"cannot upload {type(content).__name__}: give bytes, a path, a binary file, or an "
-        "(async) iterator of bytes"
+        f"cannot upload {type(content).__name__}: give bytes, a path, a binary file, an (async) "
+        "iterator of bytes; or, to a bank's put(), a numpy array, text, a number, a dict or a list"
     )
 
 
@@ -265,8 +265,14 @@ def packed(value: Any) -> tuple[Content, str]:
         return file.getbuffer(), "npy"
     if isinstance(value, str):
         return value.encode(), "text"
-    if isinstance(value, dict | list | tuple):
-        return json.dumps(value, ensure_ascii=False).encode(), "json"
+    if isinstance(value, dict | list | tuple | int | float):
+        try:
+            return json.dumps(value, ensure_ascii=False).encode(), "json"
+        except TypeError as exc:
+            raise TypeError(
+                f"this {type(value).__name__} cannot be stored as JSON: {exc}; store arrays as "
+                "datasets of their own, and make the rest numbers, text, lists and dicts"
+            ) from exc
     return value, "bytes"
 
 

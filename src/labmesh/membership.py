@@ -18,8 +18,8 @@ from labmesh.errors import (
     NotFound,
     ProtocolError,
 )
-from labmesh.node import Node
-from labmesh.protocol.addresses import Address, advertised, is_loopback, parse_connect
+from labmesh.node import Node, seconds
+from labmesh.protocol.addresses import Address, advertised, check_host, is_loopback, parse_connect
 from labmesh.protocol.messages import Done, Goodbye, Heartbeat, Hello, NodeRecord, Welcome
 from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
@@ -67,12 +67,10 @@ class Member(Node):
         self._broker_rpc = str(parse_connect(broker_rpc, broker_address))
         self._broker_events = str(parse_connect(broker_events, broker_address))
         self._broker_host = parse_connect(broker_rpc, broker_address).host
-        self._local_address = local_address
+        self._local_address = check_host(local_address, "local_address")
         self._own_host: str | None = None
         self._host_told = ""
-        if heartbeat_s <= 0:
-            raise ValueError(f"heartbeat must be more than 0 seconds, not {heartbeat_s}")
-        self._heartbeat_s = heartbeat_s
+        self._heartbeat_s = seconds(heartbeat_s, "the heartbeat")
         self._broker: Link | None = None
         self._publisher: Publisher | None = None
         self._registered_with = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ from labmesh.protocol.ids import check_id
 from labmesh.transport.keys import Security
 from labmesh.transport.sockets import Sockets
 
-__all__ = ["Node"]
+__all__ = ["Node", "seconds"]
 
 log = logging.getLogger(__name__)
 
@@ -271,6 +272,16 @@ class Node:
         log.info("%s %s: SIGTERM, stopping", self.kind, self.node_id)
         self._terminated = True
         self._ended.set()
+
+
+def seconds(value: object, what: str) -> float:
+    """A duration that somebody gave.
+
+    :raises ValueError: not a number, not above 0, or not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{what} is a number of seconds above 0, not {value!r}")
+    return float(value)
 
 
 async def _exit() -> None:

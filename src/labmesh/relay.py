@@ -22,6 +22,7 @@ from labmesh.errors import (
 from labmesh.instruments.exposure import MethodTable
 from labmesh.instruments.worker import DriverWorker, Job, Outcome
 from labmesh.membership import Member
+from labmesh.node import seconds
 from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.calls import Callee, OpenCall
 from labmesh.protocol.codec import Buffer, Codec
@@ -109,12 +110,10 @@ class RelayAgent(Member):
             heartbeat_s=heartbeat_seconds,
             security=security,
         )
-        if state_interval <= 0:
-            raise ValueError(f"state_interval must be more than 0 seconds, not {state_interval}")
+        self._state_interval_s = seconds(state_interval, "state_interval")
         self.driver = driver
         self._rpc_bind = parse_bind(rpc_bind)
         self._table = MethodTable.of(driver)
-        self._state_interval_s = state_interval
         self._uploads = UploadSettings(upload_timeout, upload_retries, upload_chunk)
         self._threads, self._max_queue = threads, max_queue
 

@@ -245,7 +245,7 @@ def demo(relays: Mapping[str, object] | None = None, *, state_interval: float = 
     machine. They end with the mesh: with the ``with`` statement, ``mesh.close()``, or the program.
 
     :param relays: relay id → driver object; by default simulated instruments: a power supply
-        ``Inst-0``, a thermometer ``thermo-0`` and an oscilloscope ``scope-0``.
+        ``Inst-0``, a thermometer ``Thermo-0`` and an oscilloscope ``Scope-0``.
     :param state_interval: seconds between two states.
     """
     drivers: Mapping[str, object] = relays if relays is not None else _simulated()
@@ -254,4 +254,4 @@ def demo(relays: Mapping[str, object] | None = None, *, state_interval: float = 
 
 
 def _simulated() -> dict[str, object]:
-    return {"Inst-0": PowerSupply(), "thermo-0": Thermometer(), "scope-0": Oscilloscope()}
+    return {"Inst-0": PowerSupply(), "Thermo-0": Thermometer(), "Scope-0": Oscilloscope()}

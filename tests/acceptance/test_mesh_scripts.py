@@ -76,7 +76,7 @@ print("folder", mesh._session.client.known("bank-0").title, record.read())
     folder = process.wait_for(r"^folder (\S+) text$", START_S)[1]
     assert process.wait_end(END_S) == 0
     assert process.errors == ""
-    assert process.lines[0].text == "relays ['Inst-0', 'scope-0', 'thermo-0']"
+    assert process.lines[0].text == "relays ['Inst-0', 'Scope-0', 'Thermo-0']"
     assert not Path(folder).exists()
 
 

@@ -125,11 +125,11 @@ async def test_one_that_cannot_start_leaves_nothing_behind() -> None:
 
 def test_the_demonstration_is_a_mesh_with_simulated_instruments() -> None:
     with labmesh.demo() as mesh:
-        assert mesh.relays == ["Inst-0", "scope-0", "thermo-0"]
+        assert mesh.relays == ["Inst-0", "Scope-0", "Thermo-0"]
         assert mesh["Inst-0"].set_voltage(2.5) == 2.5
-        state = mesh["thermo-0"].state
+        state = mesh["Thermo-0"].state
         assert state is None or state["simulated"] is True
-        trace = mesh["scope-0"].acquire(points=10)
+        trace = mesh["Scope-0"].acquire(points=10)
         np.testing.assert_array_equal(mesh.put(trace, "trace").read(), trace)
         known = mesh._session.client.known("bank-0")
         assert known is not None

@@ -350,3 +350,15 @@ def test_without_numpy_an_array_says_what_to_install(monkeypatch: pytest.MonkeyP
     assert packed(b"bytes") == (b"bytes", "bytes")
     with pytest.raises(ImportError, match=r"pip install labmesh\[data\]"):
         unpacked(b"", "npy")
+
+
+def test_what_json_cannot_hold_is_named() -> None:
+    with pytest.raises(TypeError, match="cannot be stored as JSON.*arrays as datasets"):
+        packed({"trace": object()})
+
+
+@pytest.mark.parametrize("value", [2.5, 3, True, [1, 2], {"a": None}])
+def test_numbers_lists_and_dicts_come_back_as_they_were(value: object) -> None:
+    content, kind = packed(value)
+    assert kind == "json"
+    assert unpacked(bytes(content), kind) == value  # type: ignore[arg-type]
