@@ -255,7 +255,7 @@ def _sync_folder(folder: Path) -> None:
 def packed(value: Any) -> tuple[Content, str]:
     """A value as what is stored, and its kind.
 
-    numpy arrays become ``npy``, text ``text``, dicts and lists ``json``; bytes, paths
+    numpy arrays become ``npy``, text ``text``, numbers, dicts and lists ``json``; bytes, paths
     (:class:`os.PathLike`), files and iterators are ``bytes``. Text is text here, not a path.
     """
     numpy = sys.modules.get("numpy")

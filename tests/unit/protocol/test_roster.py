@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.records import bank, relay
 
-from labmesh.errors import NotFound
+from labmesh.errors import NotFound, ProtocolError
 from labmesh.protocol.messages import NodeRecord, PresenceChange
 from labmesh.protocol.roster import Roster, about, nobody
 
