@@ -365,8 +365,8 @@ async def test_without_a_bank_an_upload_gives_up_after_its_retries(places: Place
         took_s.append(time.monotonic() - began)
         assert endpoint in str(caught.value)
     # Each try waits 0.2 s for a link; between them it pauses, 0.2 s and then 0.4 s.
-    assert 0.2 <= took_s[0] < 0.4
-    assert 1.2 <= took_s[1] < 1.6
+    assert 0.2 <= took_s[0] < 0.8
+    assert 1.2 <= took_s[1] < 2.2
 
 
 async def test_a_relays_own_settings_say_how_patient_its_uploads_are(places: Places) -> None:
@@ -381,7 +381,7 @@ async def test_a_relays_own_settings_say_how_patient_its_uploads_are(places: Pla
             began = time.monotonic()
             with pytest.raises(ConnectionError, match="2 tries did not help"):
                 await relay.upload(SCAN)
-            assert 0.5 <= time.monotonic() - began < 0.8
+            assert 0.5 <= time.monotonic() - began < 1.4
 
 
 async def test_a_bank_that_does_not_answer_is_given_up_after_the_timeout(places: Places) -> None:
@@ -401,7 +401,7 @@ async def test_a_bank_that_does_not_answer_is_given_up_after_the_timeout(places:
         with pytest.raises(TimeoutError, match="2 tries did not help") as caught:
             await upload_dataset(str(mute.address), SCAN, timeout=0.2, retries=1)
         assert isinstance(caught.value, NoAnswer)
-        assert 0.6 <= time.monotonic() - began < 0.9
+        assert 0.6 <= time.monotonic() - began < 1.5
     finally:
         await mute.close()
         sockets.close_all()

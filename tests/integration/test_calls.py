@@ -401,7 +401,7 @@ async def test_a_driver_that_blocks_leaves_everything_else_untouched() -> None:
             p99_s = sorted(each)[int(0.99 * len(each))]
             print(f"{what}: {len(each)} times, p99 {1000 * p99_s:.2f} ms")
             assert p99_s < 0.05, what
-        assert max(heartbeat_ages_s) < 0.1 + 0.1
+        assert max(heartbeat_ages_s) < 0.1 + 0.3
         released.set()
         assert await calling == "at last"
 
@@ -720,7 +720,7 @@ async def test_a_full_queue_refuses_and_says_behind_what() -> None:
         began = time.monotonic()
         with pytest.raises(Busy, match="2 calls wait, the limit, behind block") as caught:
             await relay.move()
-        assert time.monotonic() - began < 0.05
+        assert time.monotonic() - began < 0.2
         assert caught.value.executed is False
         assert caught.value.retryable
         assert caught.value.detail["running"] == "block"

@@ -548,7 +548,7 @@ async def test_without_a_broker_connecting_ends_in_time_and_says_what_to_try(
     began = time.monotonic()
     with pytest.raises(ConnectionError, match=f"{places.rpc}.*labmesh broker") as caught:
         await client.connect(timeout=0.3)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 0.8
     assert isinstance(caught.value, LinkLost)
 
 
@@ -558,7 +558,7 @@ async def test_a_broker_without_events_is_found_out_in_time(places: Places) -> N
         began = time.monotonic()
         with pytest.raises(ConnectionError, match="no events come"):
             await places.client().connect(timeout=0.6)
-        assert time.monotonic() - began < 0.9
+        assert time.monotonic() - began < 1.5
 
 
 async def test_what_needs_a_connection_says_so(places: Places) -> None:

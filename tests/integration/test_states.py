@@ -207,7 +207,7 @@ async def test_the_interval_is_kept_without_drift() -> None:
         f"{wanted} states, {times[-1] - times[0]:.3f} s, mean error {1000 * mean_error_s:.2f} ms, "
         f"worst {1000 * max(map(abs, errors_s)):.2f} ms"
     )
-    assert mean_error_s < 0.01
+    assert mean_error_s < interval_s / 4
     assert all(later > earlier for earlier, later in itertools.pairwise(map(round, steps)))
     assert round(steps[-1]) - (wanted - 1) <= 3, "states were left out"
 

@@ -353,7 +353,7 @@ def test_without_numpy_an_array_says_what_to_install(monkeypatch: pytest.MonkeyP
 
 
 def test_what_json_cannot_hold_is_named() -> None:
-    with pytest.raises(TypeError, match="cannot be stored as JSON.*arrays as datasets"):
+    with pytest.raises(TypeError, match=r"cannot be stored as JSON.*arrays as datasets"):
         packed({"trace": object()})
 
 

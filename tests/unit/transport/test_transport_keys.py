@@ -67,6 +67,7 @@ def test_not_insecure_by_the_environment(text: str) -> None:
     [
         ({"mode": "password"}, {}, "LMH_NETWORK_PASSWORD is not set"),
         ({}, {"LMH_SECURITY": "password", "LMH_NETWORK_PASSWORD": ""}, "is not set"),
+        ({}, {"LMH_NETWORK_PASSWORD": " \t"}, "holds nothing but white space"),
         ({"mode": "keys"}, {}, "'keys' is not known; use 'auto', 'password' or 'open'"),
         ({}, {"LMH_INSECURE": "perhaps"}, "LMH_INSECURE is 'perhaps'"),
         ({}, {"LMH_NETWORK": "a/b"}, "the network's name"),
@@ -87,6 +88,35 @@ def test_any_password_gives_keys(password: str) -> None:
     for pair in (keys.server, keys.client):
         assert zmq.curve_public(pair.secret) == pair.public
         assert len(z85.decode(pair.secret)) == 32
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u00c5ngstr\u00f6m", "A\u030angstro\u0308m"),
+        ("word", "word "),
+        ("word", "\tword\r\n"),
+    ],
+    ids=["composed and decomposed", "a blank behind it", "white space around it"],
+)
+def test_what_people_take_for_one_word_is_one(one: str, other: str) -> None:
+    assert NetworkKeys.from_password(one, "labmesh") == NetworkKeys.from_password(other, "labmesh")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("word", "Word"),
+        ("word", "wor"),
+        ("one word", "oneword"),
+        ("one word", "one  word"),
+        ("find", "\ufb01nd"),
+        ("gr\u00fcn", "gr\udcfcn"),
+    ],
+    ids=["case", "beginning", "no blank", "two blanks", "ligature", "not UTF-8"],
+)
+def test_what_looks_alike_is_not_the_same(one: str, other: str) -> None:
+    assert NetworkKeys.from_password(one, "labmesh") != NetworkKeys.from_password(other, "labmesh")
 
 
 def test_the_keys_of_two_networks_words_and_sides_have_nothing_in_common() -> None:
