@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar, assert_never
 
 import msgspec
 
-from labmesh.errors import LabmeshError, NotFound, ProtocolError, TooLarge
+from labmesh.errors import LabmeshError, NotFound, ProtocolError
 from labmesh.membership import Member
 from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.codec import encode_value
@@ -314,8 +314,9 @@ class DataBank(Member):
     def _announce(self, record: DatasetRecord) -> None:
         try:
             announced = self._publish("dataset", "dataset", msgspec.to_builtins(record))
-        except TooLarge:
-            # It is stored, so it is announced: whoever wants its meta asks for the record.
+        except ProtocolError:
+            # Its meta is too large or too deep for an event. It is stored, so it is announced;
+            # whoever wants its meta asks for the record.
             short = msgspec.structs.replace(record, meta={})
             announced = self._publish("dataset", "dataset", msgspec.to_builtins(short))
         if not announced:

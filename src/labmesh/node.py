@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 #: A node that is asked to stop finishes or refuses what is in flight within this time.
 STOP_S = 5.0
+_CANCELS_SURVIVED = 1
 
 
 class _Ready(Awaitable[None]):
@@ -197,11 +198,19 @@ class Node:
                     log.info("%s %s has stopped", self.kind, self.node_id)
 
     async def _leave_in_time(self) -> None:
-        try:
-            async with asyncio.timeout(STOP_S):
-                await self._leave()
-        except TimeoutError:
-            log.warning("%s %s did not leave in time", self.kind, self.node_id)
+        """A loop that ends cancels every task once, this one too, and then waits for them."""
+        task = asyncio.current_task()
+        assert task is not None
+        for _ in range(_CANCELS_SURVIVED + 1):
+            try:
+                async with asyncio.timeout(STOP_S):
+                    await self._leave()
+            except TimeoutError:
+                log.warning("%s %s did not leave in time", self.kind, self.node_id)
+            except asyncio.CancelledError:
+                task.uncancel()
+                continue
+            return
 
     def _set_ready(self) -> None:
         self._is_ready.set()

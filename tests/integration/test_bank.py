@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.support import records
 from tests.support.hearing import Heard
 from tests.support.places import Places
@@ -343,8 +344,12 @@ async def test_meta_is_plain_values_and_as_large_as_is_told(places: Places) -> N
         record = await proxy.upload(b"content", meta=meta, dataset_id="large")
         assert record.meta == meta
         assert (await proxy.show("large")).meta == meta
-        [told] = await heard.count(1)
-        assert told["dataset_id"] == "large"
+        deep: dict[str, Any] = {"level": 32}
+        for _ in range(31):
+            deep = {"in": deep}
+        assert (await proxy.upload(b"content", meta=deep, dataset_id="deep")).meta == deep
+        assert (await proxy.show("deep")).meta == deep
+        assert [each["dataset_id"] for each in await heard.count(2)] == ["large", "deep"]
         with pytest.raises(TooLarge, match="meta"):
             await proxy.upload(b"content", meta={"note": "x" * 300_000})
         with pytest.raises(ProtocolError, match=r"meta\['array'\]"):
@@ -374,7 +379,7 @@ async def test_a_relays_own_settings_say_how_patient_its_uploads_are(places: Pla
     port = free_ports(1)[0]
     endpoints = {"ingest": f"tcp://127.0.0.1:{port}", "retrieve": f"tcp://127.0.0.1:{port}"}
     async with places.broker(), asking(places.rpc) as link:
-        hello = Hello(id="-", node=records.replace(dead, endpoints=endpoints))
+        hello = Hello(id="-", node=replace(dead, endpoints=endpoints))
         await link.request(hello, Welcome, timeout=LIMIT_S)
         async with places.relay(upload_timeout=0.15, upload_retries=1) as relay:
             await relay.ready
@@ -523,7 +528,7 @@ async def test_an_empty_dataset_is_an_empty_file(places: Places) -> None:
 def flipped(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    rewritten(path, content)
+    rewritten(path, bytes(content))
 
 
 def truncated(path: Path) -> None:
@@ -650,7 +655,7 @@ async def test_a_bank_tells_how_it_is(places: Places) -> None:
 
 async def test_a_bank_is_made_by_keywords_only_and_settings_are_checked() -> None:
     with pytest.raises(TypeError):
-        DataBank("tcp://*:5761", "tcp://*:5762")  # type: ignore[misc]
+        DataBank("tcp://*:5761", "tcp://*:5762")  # type: ignore[call-arg]
     for wrong in ({"timeout_s": 0}, {"retries": -1}, {"chunk_bytes": 0}):
         with pytest.raises(ValueError, match="an upload needs"):
-            UploadSettings(**wrong)  # type: ignore[arg-type]
+            UploadSettings(**wrong)

@@ -472,7 +472,7 @@ async def test_the_first_calls_of_many_tasks_share_one_link() -> None:
             *(RelayClient(client, "Inst-0").call("square", each) for each in range(500))
         )
         assert answers == [each * each for each in range(500)]
-        assert len(client._links) == 1
+        assert len(client._nodes) == 1
 
 
 # ── the end of a call ───────────────────────────────────────────────────────────────────────────

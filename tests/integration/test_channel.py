@@ -63,7 +63,8 @@ class Pump:
 
     def _send_on(self) -> None:
         while self._sent < self._count:
-            if not self.channel.send([*self._envelope, b"%d" % self._sent]):
+            # Padded, so that the system's own buffers are full soon as well.
+            if not self.channel.send([*self._envelope, b"%500d" % self._sent]):
                 self.stops += 1
                 return
             self._sent += 1
@@ -89,7 +90,7 @@ async def test_50000_messages_each_way_through_narrow_sockets_all_arrive_in_orde
         for each in pumps:
             each.channel.close()
             assert each.received == list(range(count))
-        assert min(each.stops for each in pumps) > 10, "the sockets were never full"
+        assert min(each.stops for each in pumps) > 3, "the sockets were never full"
 
 
 @pytest.mark.parametrize("window", [1, 64])

@@ -267,10 +267,10 @@ def specification_toml(into: Path) -> Path:
 def free_ports(count: int) -> list[int]:
     """So many ports of this machine that nobody listens at."""
     ports: list[int] = []
-    candidates = iter(random.SystemRandom().sample(_PORTS, len(_PORTS)))
+    chance = random.SystemRandom()
     while len(ports) < count:
-        port = next(candidates)
-        if _is_free(port):
+        port = chance.choice(_PORTS)
+        if port not in ports and _is_free(port):
             ports.append(port)
     return ports
 
