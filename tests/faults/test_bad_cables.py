@@ -121,7 +121,15 @@ async def test_a_command_that_ran_and_whose_answer_was_held_up_ran_once(sockets:
         assert driver.steps == list(range(21))
 
 
-@pytest.mark.parametrize("directions", [("up", "down"), ("up",), ("down",)])
+@pytest.mark.parametrize(
+    "directions",
+    [
+        ("up",),
+        # 4 s each, for the same promise.
+        pytest.param(("down",), marks=pytest.mark.soak),
+        pytest.param(("up", "down"), marks=pytest.mark.soak),
+    ],
+)
 async def test_a_link_that_stands_still_is_noticed_and_heals(
     sockets: Sockets, directions: tuple[str, ...]
 ) -> None:

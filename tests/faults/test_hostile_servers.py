@@ -420,7 +420,14 @@ DOWNLOADS: dict[str, tuple[BadBank, type[LabmeshError] | tuple[type[LabmeshError
 
 
 @pytest.mark.timeout(90)
-@pytest.mark.parametrize("what", DOWNLOADS)
+@pytest.mark.parametrize(
+    "what",
+    [
+        # The one that lasts: it takes every retry, twice.
+        pytest.param(each, marks=pytest.mark.soak if each == "busy for ever" else ())
+        for each in DOWNLOADS
+    ],
+)
 async def test_a_download_from_a_bank_that_lies_leaves_nothing_behind(
     what: str, tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ async def test_without_its_handler_a_node_admits_nobody_and_keeps_whom_it_has(
         await service.close()
 
 
+@pytest.mark.soak  # it waits for a handshake's time limit
 async def test_a_node_that_stands_still_is_not_taken_for_one_with_another_password(
     tmp_path: Path,
 ) -> None:

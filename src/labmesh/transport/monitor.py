@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -11,8 +12,9 @@ from zmq.utils.monitor import parse_monitor_message
 
 from labmesh.errors import AuthenticationError, LabmeshError, LinkLost
 from labmesh.transport.channel import Channel, Frames
+from labmesh.transport.greeting import mechanism_at
 
-__all__ = ["EVENTS", "Health", "Monitor", "read_event"]
+__all__ = ["EVENTS", "Health", "Monitor", "News", "read_event"]
 
 News = Literal["up", "down", "refused"]
 
@@ -28,7 +30,7 @@ EVENTS = (
 _MECHANISM_MISMATCH = 0x11000002
 #: A server that is just stopping can break one handshake; a wrong key breaks each of them, at once.
 #: (A stopped process breaks them too, but only after the handshake's time limit.)
-_HANDSHAKES_BEFORE_VERDICT = 3
+_HANDSHAKES_BEFORE_QUESTION = 3
 _AT_ONCE_S = 2.0
 
 
@@ -47,8 +49,12 @@ class Health:
         self.up = False
         self.trouble: LabmeshError | None = None
 
-    def take(self, event: int, value: int, now: float) -> News | None:
-        """One monitor event; ``refused``: this socket is of no use, try later with a new one."""
+    def take(self, event: int, value: int, now: float) -> News | Literal["broken"] | None:
+        """One monitor event.
+
+        ``refused``: this socket is of no use, try later with a new one. ``broken``: one handshake
+        after the other breaks off; the server's greeting may tell why, see :meth:`explain`.
+        """
         if event == zmq.EVENT_CONNECTED:
             self._connected_at = now
             return None
@@ -66,12 +72,30 @@ class Health:
             return "refused"
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             self._broken_handshakes += now - self._connected_at < _AT_ONCE_S
-            if self._broken_handshakes >= _HANDSHAKES_BEFORE_VERDICT:
-                self.trouble = self._no_detail()
-                # Without a password of one's own, a further try can still tell the reason.
-                return "refused" if self._encrypted else None
+            if self._broken_handshakes >= _HANDSHAKES_BEFORE_QUESTION:
+                self._broken_handshakes = 0
+                return "broken"
         elif event == zmq.EVENT_CONNECT_RETRIED and self.trouble is None:
             self.trouble = LinkLost(f"nobody answers at {self.where}: is it running?")
+        return None
+
+    def explain(self, mechanism: str) -> News | None:
+        """Why handshakes break, when this is the mechanism of the server's greeting (or empty)."""
+        if self.up:
+            return None
+        if mechanism == "CURVE" and self._encrypted:
+            self.trouble = AuthenticationError(
+                f"{self.where} has another network password (each handshake fails): "
+                "LMH_NETWORK_PASSWORD and LMH_NETWORK must be the same on every node"
+            )
+            return "refused"
+        if mechanism == ("NULL" if self._encrypted else "CURVE"):
+            self.trouble = self._mismatch(_MECHANISM_MISMATCH)
+            return "refused"
+        self.trouble = LinkLost(
+            f"something answers at {self.where}, but breaks every handshake off: is another "
+            "program using this port, or is nothing behind it yet?"
+        )
         return None
 
     def _refusal(self) -> LabmeshError:
@@ -103,17 +127,6 @@ class Health:
             "that its network uses"
         )
 
-    def _no_detail(self) -> LabmeshError:
-        if self._encrypted:
-            return AuthenticationError(
-                f"{self.where} has another network password, or none (each handshake fails): "
-                "LMH_NETWORK_PASSWORD and LMH_NETWORK must be the same on every node"
-            )
-        return LinkLost(
-            f"something answers at {self.where}, but breaks every handshake off: does its network "
-            "have a password (set LMH_NETWORK_PASSWORD), or is another program using this port?"
-        )
-
 
 class Monitor:
     """Watches one connecting socket on the running loop.
@@ -131,16 +144,33 @@ class Monitor:
     ) -> None:
         self._health = health
         self._on_news = on_news
+        self._asking: asyncio.Task[None] | None = None
         self._channel = Channel(socket, self._take, name=f"monitor of {health.where}")
 
     def close(self) -> None:
         """Stop watching. The sockets are closed together, by whoever made them."""
         self._channel.close()
+        if self._asking is not None:
+            self._asking.cancel()
 
     def _take(self, frames: Frames) -> None:
         event, value = read_event(frames)
         before = self._health.trouble
         news = self._health.take(event, value, time.monotonic())
+        if news == "broken":
+            self._ask(bytes(frames[1]).decode("utf-8", "replace"))
+        elif news is not None or self._health.trouble is not before:
+            self._on_news(news)
+
+    def _ask(self, endpoint: str) -> None:
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(
+                self._explain(endpoint), name=f"greeting of {self._health.where}"
+            )
+
+    async def _explain(self, endpoint: str) -> None:
+        before = self._health.trouble
+        news = self._health.explain(await mechanism_at(endpoint))
         if news is not None or self._health.trouble is not before:
             self._on_news(news)
 

@@ -198,7 +198,7 @@ class Subscriber:
         self.trouble = health.trouble
         if news is not None:
             self._call_loop(self._tell, news == "up")
-        return news == "refused"
+        return news in ("refused", "broken")
 
     def _read(self, socket: zmq.Socket[bytes]) -> None:
         with self._lock:
