@@ -132,8 +132,8 @@ class Monitor:
     """Watches one connecting socket on the running loop.
 
     :param socket: the monitor that came with the connecting socket.
-    :param on_news: called with ``up``, ``down`` or ``refused`` and after each change of the reason
-        with None.
+    :param on_news: called with ``up``, ``down`` or, as the last news, ``refused``; and after each
+        change of the reason with None.
     """
 
     def __init__(
@@ -159,7 +159,13 @@ class Monitor:
         news = self._health.take(event, value, time.monotonic())
         if news == "broken":
             self._ask(bytes(frames[1]).decode("utf-8", "replace"))
-        elif news is not None or self._health.trouble is not before:
+        else:
+            self._tell(news, before)
+
+    def _tell(self, news: News | None, before: LabmeshError | None) -> None:
+        if news == "refused":
+            self.close()
+        if news is not None or self._health.trouble is not before:
             self._on_news(news)
 
     def _ask(self, endpoint: str) -> None:
@@ -170,9 +176,7 @@ class Monitor:
 
     async def _explain(self, endpoint: str) -> None:
         before = self._health.trouble
-        news = self._health.explain(await mechanism_at(endpoint))
-        if news is not None or self._health.trouble is not before:
-            self._on_news(news)
+        self._tell(self._health.explain(await mechanism_at(endpoint)), before)
 
 
 def read_event(frames: Frames) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import zmq
 
@@ -11,6 +13,8 @@ from labmesh.transport.monitor import Health, News
 BROKER = "the broker at tcp://10.0.0.5:5750"
 MECHANISM_MISMATCH = 0x11000002
 
+Found = News | Literal["broken"] | None
+
 
 class Watched:
     """A connecting socket to which things happen."""
@@ -19,11 +23,11 @@ class Watched:
         self.health = Health(BROKER, encrypted=encrypted)
         self.now = 100.0
 
-    def happens(self, event: int, *, value: int = 0, after_s: float = 0.0) -> News | None:
+    def happens(self, event: int, *, value: int = 0, after_s: float = 0.0) -> Found:
         self.now += after_s
         return self.health.take(event, value, self.now)
 
-    def handshake_breaks(self, *, after_s: float) -> News | None:
+    def handshake_breaks(self, *, after_s: float) -> Found:
         assert self.happens(zmq.EVENT_CONNECTED, after_s=0.1) is None
         news = self.happens(zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, after_s=after_s)
         assert self.happens(zmq.EVENT_DISCONNECTED) is None
@@ -109,29 +113,49 @@ def test_each_refusal_has_its_own_sentence_and_the_socket_is_given_up(
     assert says in str(watched.trouble)
 
 
-def test_handshakes_that_break_at_once_again_and_again_are_a_wrong_password() -> None:
-    watched = Watched(encrypted=True)
+@pytest.mark.parametrize(
+    ("encrypted", "greeting", "news", "kind", "says"),
+    [
+        (True, "CURVE", "refused", AuthenticationError, "has another network password"),
+        (True, "NULL", "refused", AuthenticationError, "runs without a password"),
+        (True, "", None, LinkLost, "another program using this port"),
+        (True, "PLAIN", None, LinkLost, "another program using this port"),
+        (False, "CURVE", "refused", AuthenticationError, "wants the network password"),
+        (False, "NULL", None, LinkLost, "another program using this port"),
+        (False, "", None, LinkLost, "nothing behind it yet"),
+    ],
+)
+def test_handshakes_that_break_at_once_again_and_again_are_explained_by_the_greeting(
+    encrypted: bool, greeting: str, news: News | None, kind: type[LabmeshError], says: str
+) -> None:
+    watched = Watched(encrypted=encrypted)
     for _ in range(2):
         assert watched.handshake_breaks(after_s=0.01) is None
         assert watched.trouble is None
-    assert watched.handshake_breaks(after_s=0.01) == "refused"
-    assert isinstance(watched.trouble, AuthenticationError)
-    assert "another network password" in str(watched.trouble)
+    assert watched.handshake_breaks(after_s=0.01) == "broken"
+    assert watched.health.explain(greeting) == news
+    assert type(watched.trouble) is kind
+    assert BROKER in str(watched.trouble)
+    assert says in str(watched.trouble)
 
 
-def test_without_a_password_here_broken_handshakes_have_two_explanations() -> None:
+def test_an_explanation_that_comes_too_late_is_none() -> None:
+    watched = Watched(encrypted=True)
+    watched.happens(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    assert watched.health.explain("CURVE") is None
+    assert watched.trouble is None
+
+
+def test_while_the_greeting_explains_nothing_it_is_looked_at_again() -> None:
     watched = Watched()
-    for _ in range(3):
-        assert watched.handshake_breaks(after_s=0.01) is None
-    assert type(watched.trouble) is LinkLost
-    assert "does its network have a password" in str(watched.trouble)
-    assert "another program" in str(watched.trouble)
+    answers = [watched.handshake_breaks(after_s=0.01) for _ in range(6)]
+    assert answers == [None, None, "broken"] * 2
 
 
 def test_a_server_that_stands_still_is_not_taken_for_one_with_another_password() -> None:
     watched = Watched(encrypted=True)
     for _ in range(20):
-        watched.handshake_breaks(after_s=5.0)
+        assert watched.handshake_breaks(after_s=5.0) is None
     assert watched.trouble is None
 
 
@@ -143,7 +167,7 @@ def test_a_handshake_that_succeeds_wipes_the_broken_ones_out() -> None:
     watched.happens(zmq.EVENT_HANDSHAKE_SUCCEEDED)
     watched.happens(zmq.EVENT_DISCONNECTED)
     for _ in range(2):
-        watched.handshake_breaks(after_s=0.01)
+        assert watched.handshake_breaks(after_s=0.01) is None
     assert watched.trouble is None
 
 
