@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from labmesh.errors import LabmeshError, NotFound, NotSent, Stopping
-from labmesh.protocol.codec import Buffer
-from labmesh.protocol.messages import ListNodes, NodeList, NodeRecord, Reply, Request
+from labmesh.errors import Busy, LabmeshError, NotFound, NotSent, Stopping
+from labmesh.protocol.messages import Fetch, ListNodes, NodeList, NodeRecord, Reply, Request
 from labmesh.protocol.roster import Roster
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
@@ -26,6 +25,10 @@ REQUEST_S = 5.0
 _REACH_S = 4.0
 #: A node that is not reached where it was is looked up again so often.
 _LOOK_AGAIN_S = 0.5
+#: How many pieces of datasets and how many questions a client has under way at one bank, which
+#: takes 16 requests of a connection at a time.
+_FETCHES, _QUESTIONS = 10, 4
+_BUSY_S = 0.05
 
 
 class NodeLinks:
@@ -50,6 +53,7 @@ class NodeLinks:
         self._roster = roster
         self._spawn = spawn
         self._links: dict[str, Link] = {}
+        self._gates: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._looking_up: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -90,12 +94,54 @@ class NodeLinks:
         *,
         timeout: float,
         endpoint: str,
-        body: Buffer | None = None,
     ) -> tuple[R, memoryview | None]:
         """One request to one socket of a node.
 
         :raises NotSent: the node could not be reached, within 4 s at most; nothing was sent.
         """
+        if endpoint == "retrieve":
+            return await self._retrieve(node_id, request, reply, timeout)
+        return await self._request(node_id, request, reply, timeout, endpoint)
+
+    async def _retrieve(
+        self, node_id: str, request: Request, reply: type[R], timeout: float
+    ) -> tuple[R, memoryview | None]:
+        """A bank refuses what comes while too much of this client is open: that waits here."""
+        is_fetch = isinstance(request, Fetch)
+        gate = self._gates.get((node_id, is_fetch))
+        if gate is None:
+            gate = asyncio.Semaphore(_FETCHES if is_fetch else _QUESTIONS)
+            self._gates[node_id, is_fetch] = gate
+        try:
+            # Pieces of many downloads wait for each other as long as it takes.
+            async with asyncio.timeout(None if is_fetch else timeout):
+                await gate.acquire()
+        except TimeoutError:
+            raise NotSent(
+                f"this client's other requests to {node_id} took too long; this was not sent"
+            ) from None
+        try:
+            return await self._while_busy(node_id, request, reply, timeout)
+        finally:
+            gate.release()
+
+    async def _while_busy(
+        self, node_id: str, request: Request, reply: type[R], timeout: float
+    ) -> tuple[R, memoryview | None]:
+        """The requests of callers that were cancelled count until the bank has answered them."""
+        deadline = time.monotonic() + timeout
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                return await self._request(node_id, request, reply, left_s, "retrieve")
+            except Busy:
+                if left_s < 2 * _BUSY_S:
+                    raise
+            await asyncio.sleep(_BUSY_S)
+
+    async def _request(
+        self, node_id: str, request: Request, reply: type[R], timeout: float, endpoint: str
+    ) -> tuple[R, memoryview | None]:
         now = time.monotonic()
         deadline = now + timeout
         reach_until = min(deadline, now + _REACH_S)
@@ -103,9 +149,7 @@ class NodeLinks:
             link = await self._linked(node_id, endpoint, reach_until)
             left_s = max(0.0, deadline - time.monotonic())
             try:
-                return await link.request_body(
-                    request, reply, timeout=left_s, body=body, patient=False
-                )
+                return await link.request_body(request, reply, timeout=left_s, patient=False)
             except NotSent:
                 # The link broke unnoticed, or was replaced: there is time for another one.
                 if link.up or time.monotonic() >= reach_until:

@@ -194,7 +194,8 @@ async def test_a_port_of_plain_zeromq_clients_stays_closed_to_them() -> None:
         for stranger in (PROTECTED, with_password("another word")):
             with raw_socket(zmq.DEALER, endpoint, security=stranger) as socket:
                 socket.send(asked)
-                await until(lambda: servers.refused > 0)
+                if stranger is not PROTECTED:  # who may hang up by itself, before it is refused
+                    await until(lambda: servers.refused > 0)
                 assert not socket.poll(100)
         with raw_socket(zmq.DEALER, endpoint, security=with_password(WORD)) as socket:
             socket.send(asked)

@@ -68,7 +68,7 @@ class Sockets:
 
     @property
     def refused(self) -> int:
-        """Connections that were turned away so far."""
+        """Connections that were turned away so far; not those that hung up before they were."""
         return self._authenticator.refused if self._authenticator else 0
 
     def bind(self, kind: int, address: Address, *, role: str, owner: str) -> tuple[Socket, Address]:
