@@ -25,9 +25,9 @@ REQUEST_S = 5.0
 _REACH_S = 4.0
 #: A node that is not reached where it was is looked up again so often.
 _LOOK_AGAIN_S = 0.5
-#: How many pieces of datasets and how many questions a client has under way at one bank, which
-#: takes 16 requests of a connection at a time.
-_FETCHES, _QUESTIONS = 10, 4
+#: How many pieces of datasets and how many questions a client has under way at one bank: together
+#: half of what the bank holds for a connection, because libzmq counts what was read in halves.
+_FETCHES, _QUESTIONS = 6, 2
 _BUSY_S = 0.05
 
 

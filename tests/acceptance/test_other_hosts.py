@@ -23,13 +23,16 @@ TOLD_S = 2.0
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Lab]:
-    """Four computers; the tests leave nothing running on them."""
-    with Lab(["broker", "relay", "bank", "client"]) as lab:
+    """Three computers; the tests leave nothing running on them."""
+    with Lab(["broker", "relay", "client"]) as lab:
         yield lab
 
 
 class Network:
-    """A broker on one host, a relay on another, a bank on a third."""
+    """A broker and a bank on one host, a relay on another.
+
+    All know the broker by the address of its host, and are bound to every interface of theirs.
+    """
 
     def __init__(self, hosts: Lab, folder: Path) -> None:
         self.hosts, self._folder = hosts, folder
@@ -52,7 +55,7 @@ class Network:
         options = {**self._broker_host(), "data_dir": str(self._folder / "bank")}
         return (
             self._ready("relay", environ, self._relay()),
-            self._ready("bank", environ, {"kind": "bank", **options}),
+            self._ready("broker", environ, {"kind": "bank", **options}),
         )
 
     def refused_relay(self, environ: Mapping[str, str]) -> Process:
@@ -99,7 +102,7 @@ def assert_everything_works(found: dict[str, Any], hosts: Lab) -> None:
     assert [state[0] for state in found["states"]] == ["Inst-0", "Inst-0"]
     assert found["same"] is True
     assert host_of(found["relays"]["Inst-0"]) == hosts["relay"].address
-    assert [host_of(each) for each in found["banks"]["bank-0"]] == [hosts["bank"].address] * 2
+    assert [host_of(each) for each in found["banks"]["bank-0"]] == [hosts["broker"].address] * 2
 
 
 def host_of(endpoint: str) -> str:
@@ -148,7 +151,7 @@ def test_an_insecure_network_admits_every_host_and_says_so(network: Network) -> 
 
 def test_with_the_password_hosts_find_each_other_at_their_interfaces(network: Network) -> None:
     network.broker(PASSWORD)
-    for host, member in zip(("relay", "bank"), network.members(PASSWORD), strict=True):
+    for host, member in zip(("relay", "broker"), network.members(PASSWORD), strict=True):
         assert f"advertises {network.hosts[host].address}, the interface that" in member.errors
     assert_everything_works(network.visit("client", PASSWORD), network.hosts)
     for host, environ in (("client", PASSWORD), ("relay", PASSWORD)):

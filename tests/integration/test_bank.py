@@ -27,6 +27,7 @@ from labmesh.errors import (
     LabmeshError,
     NoAnswer,
     NotFound,
+    NotSent,
     ProtocolError,
     StorageError,
     TooLarge,
@@ -36,6 +37,8 @@ from labmesh.protocol.messages import (
     INGEST_REQUESTS,
     ChunkStored,
     Committed,
+    DatasetId,
+    GetDataset,
     Hello,
     UploadChunk,
     UploadCommit,
@@ -607,6 +610,43 @@ async def test_a_download_that_is_cancelled_at_any_step_leaves_a_whole_file_or_n
     await asyncio.get_running_loop().shutdown_default_executor()
     await asyncio.sleep(0)
     assert {each.name for each in folder.iterdir()} <= {record.dataset_id}
+
+
+async def test_many_downloads_and_questions_at_once_are_all_answered(places: Places) -> None:
+    """A bank takes a limited number of requests of one client; the others wait their turn."""
+    async with bank_of(places) as (_, proxy):
+        contents = {f"scan-{number}": bytes([number]) * 9_000_000 for number in range(16)}
+        for dataset_id, content in contents.items():
+            await proxy.upload(content, dataset_id=dataset_id)
+        downloads = asyncio.gather(*(proxy.download(each, places.folder) for each in contents))
+        shown = await asyncio.gather(*(proxy.show(each) for each in [*contents] * 8))
+        assert [each.dataset_id for each in shown] == [*contents] * 8
+        await downloads
+        for dataset_id, content in contents.items():
+            assert (places.folder / dataset_id).read_bytes() == content
+
+
+async def test_questions_behind_many_others_end_in_time(places: Places) -> None:
+    """Nobody answers at the bank's address: each question ends by its own deadline."""
+    port = free_ports(1)[0]
+    endpoints = {"ingest": f"tcp://127.0.0.1:{port}", "retrieve": f"tcp://127.0.0.1:{port}"}
+    async with places.broker(), asking(places.rpc) as link, places.client() as client:
+        hello = Hello(id="-", node=replace(records.bank("bank-0"), endpoints=endpoints))
+        await link.request(hello, Welcome, timeout=LIMIT_S)
+        began = time.monotonic()
+        asked = [
+            client.request(
+                "bank-0",
+                GetDataset(id="-", dataset_id=DatasetId("scan")),
+                Committed,
+                timeout=0.3,
+                endpoint="retrieve",
+            )
+            for _ in range(50)
+        ]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        assert time.monotonic() - began < 1.0
+        assert {type(each) for each in results} == {NotSent}
 
 
 # ── looking around ──────────────────────────────────────────────────────────────────────────────

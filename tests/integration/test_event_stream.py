@@ -421,10 +421,13 @@ async def test_what_nobody_may_publish_is_dropped_by_the_broker_and_counted(
             assert topics - {"mark.t1"} == {"state.Inst-0"}
             assert proxy.dropped == len(FORGED)
             # A frame over the limit of the socket ends the connection, and only that.
-            with forger.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
+            monitor = forger.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            try:
                 forger.send_multipart([b"state.Inst-0", event_header(), bytes(2 * 2**20)])
                 await until(lambda: monitor.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+            finally:
                 forger.disable_monitor()
+                monitor.close()
             async with publishing(sockets, ports, "Inst-1") as publisher:
                 await until(lambda: publisher.up)
                 publisher.publish("state", "state", "served")

@@ -6,9 +6,7 @@ PyVISA to the client's numpy array is what a laboratory runs.
 
 from __future__ import annotations
 
-import asyncio
 import io
-import json
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -17,22 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support.hearing import Heard
-from tests.support.processes import Process, free_ports, program
+from tests.support.oscilloscope import DRIVER, EXAMPLES, RESOURCE, VISA, read_directly
 
 from labmesh import DirectorClientAgent, RelayClient
 from labmesh.errors import DriverError
 from labmesh.instruments.loading import load_driver
 from labmesh.testing import LocalMesh
 
-pyvisa = pytest.importorskip("pyvisa", reason="pyvisa is not installed")
-pytest.importorskip("pyvisa_sim", reason="pyvisa-sim is not installed")
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-VISA = f"{EXAMPLES / 'simulated_oscilloscope.yaml'}@sim"
-RESOURCE = "TCPIP::scope.lab::INSTR"
-DRIVER = "visa_oscilloscope:Oscilloscope"
 TIMEOUT_S = 0.2
-LIMIT_S = 20.0
 
 
 @pytest.fixture
@@ -57,18 +47,6 @@ async def client(mesh: LocalMesh) -> DirectorClientAgent:
 @pytest.fixture
 async def scope(client: DirectorClientAgent) -> RelayClient:
     return await client.get_relay_agent("scope-1")
-
-
-def read_directly(command: str, *, binary: bool = False) -> np.ndarray:
-    """What PyVISA itself returns, without labmesh."""
-    session = pyvisa.ResourceManager(VISA).open_resource(RESOURCE)
-    session.read_termination = session.write_termination = "\n"
-    try:
-        if binary:
-            return session.query_binary_values(command, datatype="B", container=np.array)
-        return session.query_ascii_values(command, container=np.array)
-    finally:
-        session.close()
 
 
 async def test_scpi_queries_and_settings(scope: RelayClient) -> None:
@@ -181,21 +159,3 @@ def test_a_name_that_is_no_instruments_is_refused_in_words() -> None:
     driver = load_driver(DRIVER, ["Inst 0", VISA])
     with pytest.raises(ConnectionError, match="Inst 0 is not the name of an instrument"):
         driver.identity()  # type: ignore[attr-defined]
-
-
-async def test_the_example_runs_as_a_program(tmp_path: Path) -> None:
-    """A broker and the example, each in its own process, started in the example's folder."""
-    rpc, xsub, xpub = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
-    options = {"kind": "broker", "rpc_bind": rpc, "xsub_bind": xsub, "xpub_bind": xpub}
-    broker = [program("nodes.py"), json.dumps([options])]
-    example = [EXAMPLES / "visa_oscilloscope.py", RESOURCE]
-    example += ["--visa", "simulated_oscilloscope.yaml@sim"]
-    example += ["--broker-rpc", rpc, "--broker-xsub", xsub]
-    client = DirectorClientAgent(broker_rpc=rpc, broker_xpub=xpub)
-    with Process(broker, cwd=tmp_path), Process(example, cwd=EXAMPLES) as relay:
-        async with asyncio.timeout(LIMIT_S), client:
-            scope = await client.get_relay_agent("scope-1", wait=LIMIT_S)
-            volts = await scope.waveform(2)
-        np.testing.assert_array_equal(volts, read_directly("WAV2:ASC?"))
-        relay.terminate()
-        assert await asyncio.to_thread(relay.wait_end, 5.0) == 0
