@@ -133,7 +133,7 @@ async def test_an_unknown_id_names_the_closest_and_says_that_the_broker_is_fine(
         began = time.monotonic()
         with pytest.raises(LookupError) as caught:
             await client.get_relay_agent("inst-0", wait=0.3)
-        assert 0.3 <= time.monotonic() - began < 0.9
+        assert 0.3 <= time.monotonic() - began < 2.0
         text = str(caught.value)
         for named in ("'inst-0'", "Inst-0", "thermo", "broker is fine"):
             assert named in text
@@ -223,7 +223,7 @@ async def test_while_the_broker_is_away_questions_to_it_end_in_time(
             began = time.monotonic()
             with pytest.raises(ConnectionError, match="broker") as caught:
                 await ask()
-            assert time.monotonic() - began < 0.6
+            assert time.monotonic() - began < 2.0
             assert isinstance(caught.value, LinkLost)
 
 

@@ -548,7 +548,7 @@ async def test_without_a_broker_connecting_ends_in_time_and_says_what_to_try(
     began = time.monotonic()
     with pytest.raises(ConnectionError, match=f"{places.rpc}.*labmesh broker") as caught:
         await client.connect(timeout=0.3)
-    assert time.monotonic() - began < 0.8
+    assert time.monotonic() - began < 2.0
     assert isinstance(caught.value, LinkLost)
 
 

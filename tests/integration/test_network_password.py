@@ -39,7 +39,7 @@ LIMIT_S = 20.0
 #: A refusal is told within this time, in every interface.
 TOLD_S = 2.0
 #: A broker that comes back has every node within one heartbeat and this.
-BACK_S, SLACK_S = 2.0, 0.5
+BACK_S, SLACK_S = 2.0, 1.5
 
 
 def security(word: str = "", network: str = "") -> Security:
