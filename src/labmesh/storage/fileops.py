@@ -222,6 +222,7 @@ def usable_folder(root: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(
             f"the data folder {root} cannot be used ({error.strerror or error}): choose another "
-            "(data_dir of the bank; in labmesh.toml: [bank] default_data_dir), or make this one writable",
+            "(data_dir of the bank; in labmesh.toml: [bank] default_data_dir), or make this one "
+            "writable",
             folder=str(root),
         ) from error
