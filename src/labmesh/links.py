@@ -53,6 +53,7 @@ class NodeLinks:
         self._roster = roster
         self._spawn = spawn
         self._links: dict[str, Link] = {}
+        self._seen: dict[str, NodeRecord] = {}
         self._gates: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._looking_up: asyncio.Task[None] | None = None
         self._closed = False
@@ -83,8 +84,19 @@ class NodeLinks:
         return self._roster.nodes()
 
     async def record_of(self, node_id: str, *, timeout: float = REQUEST_S) -> NodeRecord | None:
-        """The directory's line, asked for when it is not known; None: there is none."""
-        return self._roster.get(node_id) or await self._look_up(node_id, timeout)
+        """The directory's line, asked for when it is not known; None: there is none.
+
+        A broker that was just restarted may not know a node again yet to which a link is up: then
+        it is the line that was last seen.
+        """
+        record = self._roster.get(node_id) or await self._look_up(node_id, timeout)
+        if record is not None:
+            self._seen[node_id] = record
+            return record
+        return self._seen.get(node_id) if self._is_linked(node_id) else None
+
+    def _is_linked(self, node_id: str) -> bool:
+        return any(link.up for key, link in self._links.items() if key.partition(" ")[0] == node_id)
 
     async def request(
         self,
