@@ -21,6 +21,7 @@
     ├── Conflict                               409  conflict         not executed
     │   └── StaleEpoch                         410  stale_epoch      not executed
     ├── ChecksumMismatch (ValueError)          422  checksum
+    ├── Locked (PermissionError)               423  locked           not executed
     ├── Busy                                   429  busy             not executed
     ├── Cancelled                              499  cancelled        not executed
     ├── StorageError (OSError)                 500  storage
@@ -57,6 +58,7 @@ __all__ = [
     "InternalError",
     "LabmeshError",
     "LinkLost",
+    "Locked",
     "NoAnswer",
     "NoSpace",
     "NotFound",
@@ -232,6 +234,18 @@ class ChecksumMismatch(LabmeshError, ValueError):
 
     code = 422
     name = "checksum"
+
+
+class Locked(LabmeshError, PermissionError):
+    """Another client holds the lease, or one's own has ended; the call was not run.
+
+    Attributes in ``detail``: ``holder``, ``note``, ``left_s``, ``fence``.
+    """
+
+    code = 423
+    name = "locked"
+    executed = False
+    retryable = True
 
 
 class Busy(LabmeshError):

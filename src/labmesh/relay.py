@@ -24,7 +24,7 @@ from labmesh.instruments.worker import DriverWorker, Job, Outcome
 from labmesh.membership import Member
 from labmesh.node import seconds
 from labmesh.protocol.addresses import Address, parse_bind
-from labmesh.protocol.calls import Callee, OpenCall
+from labmesh.protocol.callee import Callee, OpenCall
 from labmesh.protocol.codec import Buffer, Codec
 from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.messages import (

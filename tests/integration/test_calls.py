@@ -34,7 +34,7 @@ from labmesh.errors import (
     TooLarge,
     UnknownMethod,
 )
-from labmesh.protocol.calls import Caller
+from labmesh.protocol.caller import Caller
 from labmesh.protocol.messages import Hello, Welcome
 from labmesh.testing import After, Held, LocalMesh, ScriptedInstrument
 from labmesh.transport.keys import Security
@@ -538,7 +538,7 @@ async def test_a_call_lasts_as_long_as_its_relay_shows_that_it_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Far beyond the silence that ends it: the signs of life, here ten times as many, tell."""
-    monkeypatch.setattr("labmesh.protocol.calls.SIGN_INTERVAL_S", 0.1)
+    monkeypatch.setattr("labmesh.protocol.callee.SIGN_INTERVAL_S", 0.1)
     monkeypatch.setattr("labmesh.transport.link.Caller", partial(Caller, silence_s=0.3))
     driver = ScriptedInstrument(slow=After(0.7, "done"))
     async with relay_of(driver) as relay:

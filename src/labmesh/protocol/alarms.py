@@ -46,3 +46,11 @@ class Alarms(Generic[Key]):
                 return time, key
             heappop(self._heap)
         return None
+
+    def ring(self, now: float) -> list[Key]:
+        """The keys whose time has come; their alarms are over."""
+        keys = []
+        while (first := self.first()) is not None and first[0] <= now:
+            keys.append(first[1])
+            self.drop(first[1])
+        return keys

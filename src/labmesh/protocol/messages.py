@@ -207,30 +207,99 @@ class LastEvents(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="last
 
 # ── relay ───────────────────────────────────────────────────────────────────────────────────────
 
+_CallId = Meta(min_length=1, max_length=64)
+_Session = Meta(max_length=64)
 
-class Call(Request, frozen=True, kw_only=True, omit_defaults=True, tag="call"):
-    """Run a driver's method → Alive* then Result or Failure."""
+#: What a call does with its name: run a method, read a value, write a value.
+Access = Literal["call", "get", "set"]
+
+
+class SessionRequest(Request, frozen=True, kw_only=True, omit_defaults=True):
+    """A request of a client that can be known again over another connection.
+
+    ``session`` is a random token of the client's, which nobody else can know. With it a call that
+    is sent again under its id, over whatever connection, runs once, and its reply is kept for who
+    asks again. Without it a client is its connection, and a repeated id is a new call as soon as
+    the one before has ended.
+    """
+
+    session: Annotated[str, _Session] = ""
+
+
+class Invocation(SessionRequest, frozen=True, kw_only=True, omit_defaults=True):
+    """What moves an instrument: :class:`Call` and :class:`Batch`."""
+
+    #: the lease under which this is sent; 0: none. Another lease than the one in force is a 423
+    fence: Annotated[int, Meta(ge=0, le=2**53)] = 0
+
+
+class Call(Invocation, frozen=True, kw_only=True, omit_defaults=True, tag="call"):
+    """Run a driver's method, or read or write one of its values → Alive* then Result or Failure.
+
+    A method that yields is answered with Items before its Result: as many as ``credit`` and
+    :class:`More` allow. With a credit of 0 it is refused.
+    """
 
     value_fields: ClassVar[tuple[str, ...]] = ("args", "kwargs")
 
     method: Annotated[str, _ShortText]
     args: list[Any] = field(default_factory=list)
     kwargs: dict[str, Any] = field(default_factory=dict)
+    access: Access = "call"
+    credit: Annotated[int, Meta(ge=0, le=1024)] = 0
 
 
-class Cancel(Request, frozen=True, kw_only=True, omit_defaults=True, tag="cancel"):
-    """Take a queued call of this connection back → Done; the call ends with 499.
+class Batch(Invocation, frozen=True, kw_only=True, omit_defaults=True, tag="batch"):
+    """Several calls, back to back, with nothing of anybody else between them → Alive* BatchResult.
 
-    404: no such call is open; 409: it has begun and cannot be taken back.
+    ``calls`` has an entry ``[method, args, kwargs, access]`` each. All are checked before the first
+    one runs. ``keep_going``: also behind one that failed.
     """
 
-    call: Annotated[str, Meta(min_length=1, max_length=64)]
+    value_fields: ClassVar[tuple[str, ...]] = ("calls",)
+
+    calls: list[Any]
+    keep_going: bool = False
+
+
+class Cancel(SessionRequest, frozen=True, kw_only=True, omit_defaults=True, tag="cancel"):
+    """Take back a call of this client → Done; the call ends with 499.
+
+    404: no such call is open. 409: it has begun; a generator or coroutine is told to end, any other
+    method is told when it asks.
+    """
+
+    call: Annotated[str, _CallId]
+
+
+class More(SessionRequest, frozen=True, kw_only=True, omit_defaults=True, tag="more"):
+    """So many more items of an open call can be taken → Done, or 404."""
+
+    call: Annotated[str, _CallId]
+    credit: Annotated[int, Meta(ge=1, le=1024)]
+
+
+class GetCall(SessionRequest, frozen=True, kw_only=True, omit_defaults=True, tag="get_call"):
+    """What became of a call? → CallState. One that never arrived will not run after this answer."""
+
+    call: Annotated[str, _CallId]
+    #: seconds since it was sent, as the client knows it
+    age_s: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Alive(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="alive"):
     """A sign of life of an open call: it waits in the queue, or runs. Sent about once a second."""
 
     state: Literal["queued", "running"]
+
+
+class Item(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="item"):
+    """One of the values that a method yields, counted from 0."""
+
+    value_fields: ClassVar[tuple[str, ...]] = ("value",)
+
+    index: Annotated[int, Meta(ge=0, le=2**53)]
+    value: Any = None
 
 
 class Result(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="result"):
@@ -241,8 +310,94 @@ class Result(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="result")
     value: Any = None
 
 
+class BatchResult(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="batch_result"):
+    """One entry for each call that ran or failed, in order; what is missing did not run.
+
+    ``outcomes`` has ``[value]`` or ``[name, text, detail]`` (as in Failure).
+    """
+
+    value_fields: ClassVar[tuple[str, ...]] = ("outcomes",)
+
+    outcomes: list[Any]
+
+
+#: How a call stands, or ended. ``unknown``: it is too long ago, or this relay was restarted since.
+CallOutcome = Literal["queued", "running", "returned", "raised", "not_run", "unknown"]
+
+
+class CallState(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="call_state"):
+    """The answer to GetCall."""
+
+    value_fields: ClassVar[tuple[str, ...]] = ("value",)
+
+    state: CallOutcome
+    method: Annotated[str, _ShortText] = ""
+    #: seconds since it began to wait, to run, or ended
+    age_s: float = 0.0
+    #: what it returned, where that was kept
+    value: Any = None
+    kept: bool = False
+    #: how it failed, as in Failure
+    error: Annotated[str, Meta(max_length=64)] = ""
+    text: Annotated[str, _LongText] = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+class Acquire(SessionRequest, frozen=True, kw_only=True, omit_defaults=True, tag="acquire"):
+    """Have this client be the only one that may write → Lease; 423 while another one is."""
+
+    ttl_s: Annotated[float, Meta(gt=0, le=86_400)] = 10.0
+    #: why, for who finds it locked
+    note: Annotated[str, _ShortText] = ""
+    #: who, as they call themselves
+    holder: Annotated[str, _ShortText] = ""
+
+
+class Renew(SessionRequest, frozen=True, kw_only=True, omit_defaults=True, tag="renew"):
+    """The holder lives → Lease, or 423: the lease is over."""
+
+    fence: Annotated[int, Meta(ge=1, le=2**53)]
+
+
+class Release(SessionRequest, frozen=True, kw_only=True, omit_defaults=True, tag="release"):
+    """End a lease → Done. ``abandoned``: its holder ends in the middle of its work."""
+
+    fence: Annotated[int, Meta(ge=1, le=2**53)]
+    abandoned: bool = False
+
+
+class BreakLease(SessionRequest, frozen=True, kw_only=True, omit_defaults=True, tag="break_lease"):
+    """End somebody else's lease → Done; 404: there is none, 409: another one than ``fence``."""
+
+    fence: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    reason: Annotated[str, _ShortText] = ""
+    by: Annotated[str, _ShortText] = ""
+
+
+class Lease(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="lease"):
+    """A lease as it stands. Fences grow with each grant of one relay's epoch."""
+
+    fence: int
+    ttl_s: float
+    left_s: float
+    holder: str = ""
+    note: str = ""
+    #: seconds since it was granted
+    age_s: float = 0.0
+
+
 class Describe(Request, frozen=True, kw_only=True, omit_defaults=True, tag="describe"):
     """What can your driver do? → Description"""
+
+
+class ValueLimits(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a value or an argument may be, as far as its driver says."""
+
+    unit: Annotated[str, Meta(max_length=64)] = ""
+    lowest: float | None = None
+    highest: float | None = None
+    #: the values that are allowed, as they are written in Python
+    choices: Annotated[list[str], Meta(max_length=256)] = field(default_factory=list)
 
 
 class MethodInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -251,15 +406,38 @@ class MethodInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     signature: Annotated[str, Meta(max_length=4096)] = "()"
     doc: Annotated[str, _LongText] = ""
+    #: it changes nothing: it may be called while another client holds a lease
+    read_only: bool = False
+    #: to run it twice is to run it once: it is sent again when the link breaks
+    idempotent: bool = False
+    #: it yields its values one by one
+    yields: bool = False
+    #: seconds that it may run; 0: as long as it takes
+    timeout_s: float = 0.0
+    #: parameter → its unit and limits; ``return`` → those of what it returns
+    limits: dict[str, ValueLimits] = field(default_factory=dict)
+
+
+class ValueInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One value that can be read, and written where it is settable: a property or parameter."""
+
+    name: str
+    doc: Annotated[str, _LongText] = ""
+    #: the annotation, as Python writes it; empty: not said
+    type: Annotated[str, _ShortText] = ""
+    gettable: bool = True
+    settable: bool = False
+    limits: ValueLimits = field(default_factory=ValueLimits)
 
 
 class Description(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="description"):
-    """The driver behind a relay: class, docstring, methods."""
+    """The driver behind a relay: class, docstring, methods, values."""
 
     node_id: str
     epoch: str
     driver: str
     methods: list[MethodInfo]
+    values: list[ValueInfo] = field(default_factory=list)
     doc: Annotated[str, _LongText] = ""
     #: seconds between states; 0: the driver has no ``poll()``
     state_interval_s: float = 0.0
@@ -425,7 +603,20 @@ class PresenceChange(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 #: What a node's ROUTER socket decodes, by socket.
 DIRECTORY_REQUESTS = (Ping, GetStatus, Hello, Heartbeat, Goodbye, ListNodes, Mark, ListLast)
-RELAY_REQUESTS = (Ping, GetStatus, Call, Cancel, Describe)
+RELAY_REQUESTS = (
+    Ping,
+    GetStatus,
+    Call,
+    Batch,
+    Cancel,
+    More,
+    GetCall,
+    Acquire,
+    Renew,
+    Release,
+    BreakLease,
+    Describe,
+)
 INGEST_REQUESTS = (Ping, GetStatus, UploadStart, UploadChunk, UploadCommit, UploadAbort)
 RETRIEVE_REQUESTS = (Ping, GetStatus, ListDatasets, GetDataset, Fetch)
 
@@ -439,7 +630,11 @@ REPLIES = (
     NodeList,
     LastEvents,
     Alive,
+    Item,
     Result,
+    BatchResult,
+    CallState,
+    Lease,
     Description,
     UploadGranted,
     ChunkStored,

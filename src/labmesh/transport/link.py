@@ -24,7 +24,7 @@ from labmesh.errors import (
     TooLarge,
     error_from_wire,
 )
-from labmesh.protocol.calls import Caller, ClockOffset
+from labmesh.protocol.caller import Caller, ClockOffset
 from labmesh.protocol.codec import Buffer, Codec, Decoded
 from labmesh.protocol.messages import REPLIES, Call, Cancel, Failure, Ping, Pong, Reply, Request
 from labmesh.protocol.seldom import Seldom

@@ -13,7 +13,7 @@ import zmq
 
 from labmesh.errors import Busy, InternalError, LabmeshError, ProtocolError, Stopping
 from labmesh.protocol.addresses import Address
-from labmesh.protocol.calls import admit
+from labmesh.protocol.callee import admit
 from labmesh.protocol.codec import Buffer, Codec, Limits
 from labmesh.protocol.messages import Failure, Message, Ping, Pong, Reply, Request
 from labmesh.protocol.seldom import Seldom
