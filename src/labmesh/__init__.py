@@ -3,6 +3,8 @@
 from labmesh.broker import DirectoryBroker
 from labmesh.client import BankClient, DirectorClientAgent, RelayClient
 from labmesh.databank import DataBank
+from labmesh.instruments.cooperation import cancel_requested
+from labmesh.instruments.marks import expose, hidden
 from labmesh.mesh import Mesh, connect
 from labmesh.relay import RelayAgent
 from labmesh.testing import demo
@@ -17,6 +19,9 @@ __all__ = [
     "RelayAgent",
     "RelayClient",
     "__version__",
+    "cancel_requested",
     "connect",
     "demo",
+    "expose",
+    "hidden",
 ]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar, Self, TypeVar, overload
 
+from labmesh.calling import Calls
 from labmesh.content import Content, Sink
 from labmesh.errors import (
     AuthenticationError,
@@ -17,25 +18,34 @@ from labmesh.errors import (
     Stopping,
 )
 from labmesh.feed import EventFeed, Reading
+from labmesh.holding import Fences
 from labmesh.links import REQUEST_S, NodeLinks
 from labmesh.listening import Subscription
 from labmesh.node import Node, seconds
 from labmesh.protocol.addresses import Address, parse_connect
 from labmesh.protocol.messages import (
+    Access,
+    Batch,
+    BatchResult,
+    Call,
     DatasetRecord,
+    Description,
     Fetch,
     Fetched,
     GetStatus,
     NodeRecord,
     Reply,
     Request,
+    Result,
     Status,
 )
 from labmesh.protocol.roster import Roster, about, nobody
 from labmesh.remote import BankClient, LinkHealth, RelayClient
 from labmesh.transfer import Progress, UploadSettings, download, upload
+from labmesh.transport.blocking import CallSockets
+from labmesh.transport.inflow import ItemStream
 from labmesh.transport.keys import Security
-from labmesh.transport.link import Link
+from labmesh.transport.link import CallSession, Link
 
 __all__ = ["BankClient", "DirectorClientAgent", "RelayClient"]
 
@@ -84,10 +94,14 @@ class DirectorClientAgent(Node):
         self.broker_xpub = broker_xpub and str(parse_connect(broker_xpub, broker_address))
         self.local_address = local_address
         self.call_limit = seconds(call_limit, "call_limit")
+        self.fences = Fences(self)
+        #: who this client is to relays, over whatever connection
+        self.session = CallSession()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._directory: Link | None = None
         self._feed: EventFeed | None = None
         self._links: NodeLinks | None = None
+        self._calls: Calls | None = None
         self._roster = Roster()
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────
@@ -130,13 +144,24 @@ class DirectorClientAgent(Node):
 
     async def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._directory = Link(self._sockets, self.broker_rpc, where="the broker")
-        self._links = NodeLinks(self._sockets, self._directory, self._roster, self._spawn)
+        self._directory = Link(
+            self._sockets, self.broker_rpc, where="the broker", session=self.session
+        )
+        self._links = NodeLinks(
+            self._sockets, self._directory, self._roster, self._spawn, self.session
+        )
+        self._calls = Calls(self._links, self.at_home)
+        #: for calls of threads that wait
+        self.direct = CallSockets(self._sockets, self.session)
+
+    async def _leave(self) -> None:
+        await self.fences.close()
 
     async def _close(self) -> None:
         if self._feed is not None:
             await self._feed.close()
         if self._links is not None:
+            await self.direct.close()
             self._links.close()
         if self._directory is not None:
             self._directory.close()
@@ -315,9 +340,93 @@ class DirectorClientAgent(Node):
     ) -> tuple[R, memoryview | None]:
         """One request to a relay or bank; on the loop that connected."""
         timeout = REQUEST_S if timeout is None else timeout
-        return await self._nodes.request(
+        answer = await self._nodes.request(
             node_id, request, reply, timeout=timeout, endpoint=endpoint
         )
+        if self._calls is not None and isinstance(answer[0], Description):
+            self._calls.learn(answer[0])
+        return answer
+
+    def invoke(
+        self,
+        relay_id: str,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout: float | None = None,
+        access: Access = "call",
+    ) -> Coroutine[Any, Any, Any]:
+        """Call a method of a relay's driver; on any loop."""
+        if self._calls is None:
+            raise _not_connected()
+        return self._calls.call(
+            relay_id,
+            method,
+            args,
+            kwargs,
+            timeout=timeout,
+            limit_s=self.call_limit,
+            access=access,
+            fence=self.fences.of(relay_id),
+        )
+
+    async def open_stream(
+        self,
+        relay_id: str,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout: float,
+        credit: int,
+    ) -> ItemStream:
+        """Begin to call a method that yields; on the loop that connected."""
+        if self._calls is None:
+            raise _not_connected()
+        fence = self.fences.of(relay_id)
+        return await self._calls.stream(
+            relay_id, method, args, kwargs, timeout=timeout, credit=credit, fence=fence
+        )
+
+    async def settle_call(
+        self,
+        relay_id: str,
+        request: Call | Batch,
+        *,
+        deadline: float,
+        sent_at: float | None = None,
+        heard_at: float | None = None,
+    ) -> Result | BatchResult:
+        """Find out how a call ends that another socket of this client sent; on the loop that
+        connected.
+
+        It is sent again under its id over this client's link: the relay runs it once, and answers
+        again what it has answered already. It ends with its reply, the error that the relay
+        answered, or :class:`OutcomeUnknown`, which comes at its deadline, 4 s after the last sign
+        of life, after 2 s without a link, or at once when the relay was restarted. An idempotent
+        method is then called again until its deadline.
+
+        :param request: as it was sent: with an id of :attr:`session` and its token, with target,
+            epoch and fence, and with its deadline in the relay's clock (see :meth:`link_to`).
+        :param deadline: the same deadline in our monotonic clock; ``math.inf``: none.
+        :param sent_at: when it was sent, in our monotonic clock; :meth:`RelayClient.call_status`
+            needs it to tell a call that never arrived from one that was forgotten.
+        :param heard_at: its last sign of life over that socket, in our monotonic clock.
+        """
+        if self._calls is None:
+            raise _not_connected()
+        return await self._calls.settle(
+            relay_id, request, deadline=deadline, sent_at=sent_at, heard_at=heard_at
+        )
+
+    def link_to(self, relay_id: str) -> Link | None:
+        """The link over which calls to a relay go, if there is one.
+
+        In any thread: its ``endpoint``, ``where``, and ``standing`` (whether it is up, node id,
+        epoch, clock), which is one immutable tuple. All else belongs to the loop that connected.
+        """
+        return None if self._links is None else self._links.to_relays.get(relay_id)
 
     async def upload_to(
         self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any

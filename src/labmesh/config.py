@@ -75,6 +75,8 @@ _Mode = Meta(
 )
 _Switch = Meta(description="true or false")
 _Arguments = Meta(description="a list of arguments such as [1, 2]")
+_Methods = Meta(description='a list of names of methods such as ["measure", "get_*"]')
+_Pattern = Annotated[str, Meta(min_length=1)]
 _Keywords = Meta(description='a table of arguments such as { port = "COM3" }')
 
 
@@ -144,6 +146,10 @@ class RelayEntry(Struct, frozen=True, kw_only=True):
     #: seconds between states; None: ``[relay] state_interval``
     poll: Annotated[float, _Seconds] | None = None
     bind: Annotated[str, _Bind] = "tcp://*:*"
+    #: methods that change nothing, by name or pattern
+    read_only: Annotated[list[_Pattern], _Methods] = []
+    #: nobody may write without a lease
+    require_lease: Annotated[bool, _Switch] = False
 
 
 class Config(Struct, frozen=True, kw_only=True):

@@ -30,7 +30,7 @@ from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.subscriber import Received, Subscriber
 
-__all__ = ["EventFeed", "Gaps", "Reading"]
+__all__ = ["STALE_INTERVALS", "EventFeed", "Gaps", "Reading"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ _REQUEST_S = 2.0
 _BEGIN_S = 10.0
 _RETRY_S = 0.25
 _REMEMBERED_DATASETS = 10_000
+#: A state is stale when so many intervals have passed without a newer one.
+STALE_INTERVALS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,31 @@ class Reading:
     epoch: str
     sequence: int
     missed: int = 0
+    #: seconds between two states of this relay; 0: not known
+    interval_s: float = 0.0
+    #: this machine's monotonic time when it came; None: it was kept by the broker before
+    heard_at: float | None = None
 
     @property
     def age_s(self) -> float:
         """Seconds since it was taken, by the clocks of both machines."""
         return max(0.0, time.time() - self.time)
+
+    @property
+    def stale(self) -> bool:
+        """A state is due each interval, and none came for three: this one may no longer be true.
+
+        Judged by this machine's clock alone, where the state came while it listened.
+        """
+        age_s = self.age_s if self.heard_at is None else time.monotonic() - self.heard_at
+        return age_s > STALE_INTERVALS * self.interval_s > 0
+
+    def __repr__(self) -> str:
+        stale = ", STALE" if self.stale else ""
+        missed = f", {self.missed} missed before" if self.missed else ""
+        return (
+            f"<Reading of {self.relay_id}, {self.age_s:.3g} s old{stale}{missed}: {self.value!r}>"
+        )
 
     def __getitem__(self, name: str) -> Any:
         return self.value[name]
@@ -406,4 +428,6 @@ def _reading(relay_id: str, received: Received) -> Reading:
         time=received.event.time,
         epoch=received.event.epoch,
         sequence=received.event.sequence,
+        interval_s=received.event.interval_s,
+        heard_at=received.heard_at,
     )

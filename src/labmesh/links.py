@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 from labmesh.errors import Busy, LabmeshError, NotFound, NotSent, Stopping
 from labmesh.protocol.messages import Fetch, ListNodes, NodeList, NodeRecord, Reply, Request
 from labmesh.protocol.roster import Roster
-from labmesh.transport.link import Link
+from labmesh.transport.link import CallSession, Link
 from labmesh.transport.sockets import Sockets
 
 __all__ = ["REQUEST_S", "NodeLinks"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
 
 REQUEST_S = 5.0
@@ -39,6 +40,7 @@ class NodeLinks:
     :param broker: the link to the directory.
     :param roster: the client's copy of the directory.
     :param spawn: makes a task that the client owns.
+    :param session: who the client is, on all its links.
     """
 
     def __init__(
@@ -47,12 +49,16 @@ class NodeLinks:
         broker: Link,
         roster: Roster,
         spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
+        session: CallSession,
     ) -> None:
         self._sockets = sockets
         self._broker = broker
         self._roster = roster
         self._spawn = spawn
+        self._session = session
         self._links: dict[str, Link] = {}
+        #: those of them over which calls go, by node id
+        self.to_relays: dict[str, Link] = {}
         self._seen: dict[str, NodeRecord] = {}
         self._gates: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._looking_up: asyncio.Task[None] | None = None
@@ -67,6 +73,7 @@ class NodeLinks:
         for link in self._links.values():
             link.close()
         self._links.clear()
+        self.to_relays.clear()
 
     def get(self, node_id: str, endpoint: str = "rpc") -> Link | None:
         """The link to a socket of a node, if one was asked for."""
@@ -154,14 +161,29 @@ class NodeLinks:
     async def _request(
         self, node_id: str, request: Request, reply: type[R], timeout: float, endpoint: str
     ) -> tuple[R, memoryview | None]:
-        now = time.monotonic()
-        deadline = now + timeout
-        reach_until = min(deadline, now + _REACH_S)
+        def ask(link: Link, left_s: float) -> Awaitable[tuple[R, memoryview | None]]:
+            return link.request_body(request, reply, timeout=left_s, patient=False)
+
+        return await self.reached(node_id, ask, time.monotonic() + timeout, endpoint)
+
+    async def reached(
+        self,
+        node_id: str,
+        ask: Callable[[Link, float], Awaitable[T]],
+        deadline: float,
+        endpoint: str = "rpc",
+    ) -> T:
+        """Ask over a link that is up, with the seconds that are left.
+
+        :param ask: raises NotSent, at once, when the link is not up any more.
+        :raises NotSent: the node could not be reached, within 4 s at most; nothing was sent.
+        """
+        reach_until = min(deadline, time.monotonic() + _REACH_S)
         while True:
             link = await self._linked(node_id, endpoint, reach_until)
             left_s = max(0.0, deadline - time.monotonic())
             try:
-                return await link.request_body(request, reply, timeout=left_s, patient=False)
+                return await ask(link, left_s)
             except NotSent:
                 # The link broke unnoticed, or was replaced: there is time for another one.
                 if link.up or time.monotonic() >= reach_until:
@@ -206,9 +228,15 @@ class NodeLinks:
             link = None
         if link is None:
             link = Link(
-                self._sockets, address, where=f"{record.kind} {node_id}", target=record.node_id
+                self._sockets,
+                address,
+                where=f"{record.kind} {node_id}",
+                target=record.node_id,
+                session=self._session,
             )
             self._links[key] = link
+            if endpoint == "rpc":
+                self.to_relays[node_id] = link
         return link
 
     async def _look_up(self, node_id: str, timeout: float) -> NodeRecord | None:

@@ -115,9 +115,13 @@ class Member(Node):
         """Publish an event under this node's id; False: the broker is away."""
         return self._publisher is not None and self._publisher.publish(family, kind, value)
 
-    def _publish_encoded(self, family: str, kind: str, payload: bytes) -> bool:
+    def _publish_encoded(
+        self, family: str, kind: str, payload: bytes, interval_s: float = 0.0
+    ) -> bool:
         publisher = self._publisher
-        return publisher is not None and publisher.publish_encoded(family, kind, payload)
+        return publisher is not None and publisher.publish_encoded(
+            family, kind, payload, interval_s
+        )
 
     def _advertise(self, bound: Address) -> str:
         """The endpoint under which others reach a socket of this node."""

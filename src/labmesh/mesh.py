@@ -8,8 +8,9 @@
     psu = mesh["Inst-0"]
     psu.set_voltage(2.5)
 
-One thread in the background does the talking. So this works in a plain script, in a REPL, and in a
-notebook, where the main thread runs an event loop of its own; several threads may share one mesh.
+A call is made in the thread that waits for it; one thread in the background does all else. So this
+works in a plain script, in a REPL, and in a notebook, where the main thread runs an event loop of
+its own; several threads may share one mesh.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from labmesh.blocking.background import BackgroundLoop
 from labmesh.blocking.bank import Bank, Record
@@ -42,7 +43,7 @@ from labmesh.blocking.session import DriverChangedWarning, Session
 from labmesh.client import DirectorClientAgent
 from labmesh.config import CONFIG_NAME, Config, find_config, load_config, read_toml
 from labmesh.discovery import BROKER_VARIABLE, BrokerCandidate, broker_candidate
-from labmesh.errors import LinkLost
+from labmesh.errors import LinkLost, NotSent
 from labmesh.feed import Reading
 from labmesh.listening import Subscription
 from labmesh.protocol.messages import NodeRecord
@@ -63,6 +64,8 @@ __all__ = [
 ]
 
 _BANK_S = 2.0
+
+Device = TypeVar("Device", bound=Instrument)
 
 
 def connect(
@@ -209,10 +212,20 @@ class Mesh:
         :raises NotFound: (a KeyError) no such relay; the text names the closest ids.
         :raises ConnectionError: it is listed, but cannot be reached.
         """
+        return self.instrument(relay_id, Instrument)
+
+    def instrument(self, relay_id: str, cls: type[Device]) -> Device:
+        """``mesh[relay_id]`` as an object of your own class, or of one by ``labmesh stubs``.
+
+        :param cls: a subclass of :class:`Instrument`.
+        :raises NotFound, ConnectionError: as for ``mesh[relay_id]``.
+        """
         if not isinstance(relay_id, str):
             raise TypeError(f"a relay's id is text, not {type(relay_id).__name__}")
+        if self.closed:
+            raise NotSent("this mesh is closed; connect again")
         record = self._session.find_relay(relay_id)
-        return Instrument(self._session, record.node_id)
+        return cls(self._session, record.node_id)
 
     @property
     def relays(self) -> list[str]:
@@ -322,7 +335,12 @@ class Mesh:
         return self._session.closed
 
     def close(self) -> None:
-        """End every subscription and connection; twice is fine."""
+        """End every subscription and connection; twice is fine.
+
+        Calls that other threads wait for end with :class:`~labmesh.errors.LinkLost`. In the handler
+        of a signal that came in the middle of a call, that call, and then all else, ends as soon as
+        the handler has returned.
+        """
         self._session.close()
 
     def __enter__(self) -> Self:

@@ -4,48 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from labmesh.calls import CallDesk
 from labmesh.content import Content
-from labmesh.errors import (
-    Cancelled,
-    Conflict,
-    Expired,
-    LabmeshError,
-    NotFound,
-    OutcomeUnknown,
-    Stopping,
-)
+from labmesh.errors import NotFound, Stopping
 from labmesh.instruments.exposure import MethodTable
-from labmesh.instruments.worker import DriverWorker, Job, Outcome
 from labmesh.membership import Member
 from labmesh.node import seconds
 from labmesh.protocol.addresses import Address, parse_bind
-from labmesh.protocol.callee import Callee, OpenCall
-from labmesh.protocol.codec import Buffer, Codec
 from labmesh.protocol.ids import did_you_mean
+from labmesh.protocol.leases import Leases
 from labmesh.protocol.messages import (
     RELAY_REQUESTS,
-    Call,
-    Cancel,
     Describe,
     Description,
-    Done,
     GetStatus,
     ListNodes,
     NodeList,
     NodeRecord,
     Request,
-    Result,
     Status,
 )
 from labmesh.states import StateStream
 from labmesh.transfer import Progress, UploadSettings, upload, upload_dataset
+from labmesh.transport.answering import Answer, Origin
 from labmesh.transport.keys import Security
-from labmesh.transport.service import Answer, Origin, Service
+from labmesh.transport.shared import SharedService
 
 __all__ = ["RelayAgent", "upload_dataset"]
 
@@ -77,6 +64,9 @@ class RelayAgent(Member):
     :param upload_chunk: bytes that an upload sends at a time (the bank may ask for fewer).
     :param threads: more than one only for a driver that is safe to call concurrently.
     :param max_queue: calls that may wait for the driver; further ones are refused as busy.
+    :param read_only: methods that change nothing, by name or pattern (``get_*``): they can be
+        called while somebody else holds the lease.
+    :param require_lease: nobody may write without a lease.
     :param security: by default what the environment says (``LMH_NETWORK_PASSWORD``).
     """
 
@@ -99,6 +89,8 @@ class RelayAgent(Member):
         upload_chunk: int = 1_000_000,
         threads: int = 1,
         max_queue: int = 4096,
+        read_only: Sequence[str] = (),
+        require_lease: bool = False,
         security: Security | None = None,
     ) -> None:
         super().__init__(
@@ -113,9 +105,10 @@ class RelayAgent(Member):
         self._state_interval_s = seconds(state_interval, "state_interval")
         self.driver = driver
         self._rpc_bind = parse_bind(rpc_bind)
-        self._table = MethodTable.of(driver)
+        self._table = MethodTable.of(driver, read_only=read_only)
         self._uploads = UploadSettings(upload_timeout, upload_retries, upload_chunk)
         self._threads, self._max_queue = threads, max_queue
+        self._require_lease = require_lease
 
     @property
     def rpc(self) -> Address:
@@ -159,22 +152,23 @@ class RelayAgent(Member):
     # ── life ────────────────────────────────────────────────────────────────────────────────────
 
     async def _open(self) -> None:
-        self._callee = Callee()
-        self._jobs: dict[OpenCall, tuple[Job, Origin]] = {}
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._refusing = False
-        self._encoders = _Encoders()
         self._known_banks: list[NodeRecord] = []
-        self._worker = DriverWorker(self.node_id, threads=self._threads, max_queue=self._max_queue)
+        self._desk = CallDesk(
+            self.node_id,
+            self._table,
+            Leases(self.node_id, require=self._require_lease),
+            self._publish_news,
+            threads=self._threads,
+            max_queue=self._max_queue,
+        )
         self._states = StateStream(
             self.node_id,
             self._table,
-            self._worker,
+            self._desk.worker,
             self._state_interval_s,
             self._publish_encoded,
         )
-        self._service = Service(
+        self._service = SharedService(
             self._sockets,
             self._rpc_bind,
             role="relay",
@@ -183,34 +177,29 @@ class RelayAgent(Member):
             kind=self.kind,
             epoch=self.epoch,
             handle=self._handle,
+            lock=self._desk.lock,
         )
-        self._worker.start(asyncio.get_running_loop())
+        self._desk.open(self._service)
         await self._join()
         self._spawn(self._states.run(), "states")
         log.info("relay %s: calls at %s", self.node_id, self._endpoints()["rpc"])
 
     async def _leave(self) -> None:
-        self._refusing = True
-        if hasattr(self, "_worker"):
-            await self._end_calls()
+        if hasattr(self, "_service"):
+            replies = self._desk.busy
+            await self._desk.end_calls(_FINISH_S)
+            if replies:
+                # When a connection ends, its connecting socket drops what was not read yet.
+                await asyncio.sleep(_READ_S)
         await super()._leave()
 
-    async def _end_calls(self) -> None:
-        replies = bool(self._jobs)
-        if not await self._worker.close(_FINISH_S):
-            self._leave_running()
-        if replies:
-            # When a connection ends, its connecting socket drops what was not read yet.
-            await asyncio.sleep(_READ_S)
-
     async def _close(self) -> None:
-        if hasattr(self, "_worker"):
-            await self._worker.close(0)
-            self._leave_running()
-        if self._timer is not None:
-            self._timer.cancel()
         if hasattr(self, "_service"):
-            await self._service.close()
+            ended = await self._desk.end_calls(0)
+            self._desk.close()
+            self._service.close()
+            if ended:
+                self._service.dispose()
         await super()._close()
 
     def _events_up(self) -> None:
@@ -225,94 +214,15 @@ class RelayAgent(Member):
     # ── calls ───────────────────────────────────────────────────────────────────────────────────
 
     def _handle(self, request: Request, _body: memoryview | None, origin: Origin) -> Answer:
-        match request:
-            case Call():
-                self._accept(request, origin)
-                return None
-            case Cancel():
-                return self._cancel(request, origin)
-            case Describe():
-                return self._description(request.id)
-            case GetStatus():
-                return self._status(request.id)
-            case _:
-                raise AssertionError(f"{type(request).__name__} is not for a relay")
+        """In the driver's thread, or on the loop while that one is busy; under the desk's lock."""
+        if isinstance(request, Describe):
+            return self._description(request.id)
+        if isinstance(request, GetStatus):
+            return self._status(request.id)
+        return self._desk.handle(request, origin)
 
-    def _accept(self, call: Call, origin: Origin) -> None:
-        if self._refusing:
-            raise Stopping(f"{self.node_id} is shutting down; {call.method} was not run")
-        bound = self._table.bind(call.method, call.args, call.kwargs)
-        open_call = self._callee.accept(origin.peer, call, time.monotonic())
-
-        def prepare(value: Any) -> list[Buffer]:
-            # In the driver's thread, and a copy: a driver may use its buffers again at once.
-            frames = self._encoders.own.encode(Result(id=call.id, value=value), json=origin.json)
-            return [bytes(frame) for frame in frames]
-
-        def done(outcome: Outcome) -> None:
-            self._finish(open_call, origin, outcome)
-
-        job = Job(call=bound, done=done, begin=open_call.begin, prepare=prepare)
-        self._jobs[open_call] = (job, origin)
-        try:
-            self._worker.submit(job)
-        except LabmeshError:
-            del self._jobs[open_call]
-            self._callee.finish(open_call)
-            raise
-        self._arm()
-
-    def _finish(self, open_call: OpenCall, origin: Origin, outcome: Outcome) -> None:
-        del self._jobs[open_call]
-        self._callee.finish(open_call)
-        if outcome.error is not None:
-            self._service.refuse(origin, outcome.error)
-        else:
-            self._service.send(origin, outcome.value)
-
-    def _take_back(self, open_call: OpenCall, error: LabmeshError) -> bool:
-        """End a call that still waits; False: it has begun."""
-        job, origin = self._jobs[open_call]
-        if not self._worker.cancel(job):
-            return False
-        del self._jobs[open_call]
-        self._callee.finish(open_call)
-        self._service.refuse(origin, error)
-        return True
-
-    def _leave_running(self) -> None:
-        """Tell the callers of what the driver does not end that nobody will hear of its end."""
-        for open_call, (_, origin) in self._jobs.items():
-            self._callee.finish(open_call)
-            self._service.refuse(origin, _abandoned(self.node_id, open_call.call.method))
-        self._jobs.clear()
-
-    def _cancel(self, request: Cancel, origin: Origin) -> Done:
-        open_call = self._callee.find(origin.peer, request.call)
-        method = open_call.call.method
-        if not self._take_back(open_call, _cancelled(method)):
-            raise Conflict(f"{method} has begun; it cannot be taken back")
-        return Done(id=request.id)
-
-    def _arm(self) -> None:
-        when = self._callee.next_deadline()
-        if when is None or (self._timer is not None and self._timer_at <= when):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = when
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(when - time.monotonic(), self._tick)
-
-    def _tick(self) -> None:
-        """Signs of life for calls that last, and the end of those that waited too long."""
-        self._timer = None
-        now = time.monotonic()
-        for open_call in self._callee.overdue(now):
-            self._take_back(open_call, _overdue(open_call.call.method))
-        for open_call, alive in self._callee.signs(now):
-            self._service.reply(self._jobs[open_call][1], alive)
-        self._arm()
+    def _publish_news(self, kind: str, value: Any) -> None:
+        self._publish("event", kind, value)
 
     def _description(self, request_id: str) -> Description:
         return Description(
@@ -322,19 +232,23 @@ class RelayAgent(Member):
             driver=self._table.driver_name,
             doc=self._table.doc,
             methods=self._table.describe(),
+            values=self._table.values(),
             state_interval_s=self._state_interval_s if self._table.has_poll else 0.0,
         )
 
     def _status(self, request_id: str) -> Status:
         now = time.monotonic()
-        running = self._worker.running
+        worker = self._desk.worker
+        running = worker.running
         polled_at = self._states.polled_at
         facts = {
             **self._member_facts(),
             "driver": self._table.driver_name,
             "busy_with": None if running is None else running.method,
             "busy_s": None if running is None else now - running.since,
-            "queued": self._worker.queued,
+            "stuck": self._desk.stuck(now),
+            "queued": worker.queued,
+            "lease": self._desk.lease_facts(),
             "state_age_s": None if polled_at is None else now - polled_at,
             "state_error": self._states.error,
             "state_interval_s": self._state_interval_s if self._table.has_poll else None,
@@ -373,25 +287,3 @@ class RelayAgent(Member):
             f"no bank {bank_id!r} is on the mesh{near and f' ({near})'}; the broker lists "
             f"{', '.join(known) or 'none'}"
         )
-
-
-class _Encoders(threading.local):
-    """One for each of the driver's threads."""
-
-    def __init__(self) -> None:
-        self.own = Codec(())
-
-
-def _abandoned(relay_id: str, method: str) -> LabmeshError:
-    return OutcomeUnknown(
-        f"{relay_id} was stopped while {method} was running: its outcome is unknown; look at the "
-        "instrument before you send it again"
-    )
-
-
-def _cancelled(method: str) -> LabmeshError:
-    return Cancelled(f"{method} was taken back by its caller before it began; it did not run")
-
-
-def _overdue(method: str) -> LabmeshError:
-    return Expired(f"{method} waited in the queue until its deadline; it did not run")

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
+from labmesh.batching import AsyncBatch
+from labmesh.call_status import CallStatus
 from labmesh.content import Content, FileSink, MemorySink, Sink
-from labmesh.errors import LabmeshError, ProtocolError
+from labmesh.errors import LabmeshError, OutcomeUnknown, ProtocolError
+from labmesh.holding import Fences, HeldLease
 from labmesh.instruments.exposure import call_arguments
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import (
-    Call,
+    Access,
+    Batch,
+    BatchResult,
+    CallState,
     Committed,
     DatasetId,
     DatasetPage,
     DatasetRecord,
     Describe,
     Description,
+    GetCall,
     GetDataset,
     GetStatus,
     ListDatasets,
     Reply,
     Request,
-    Result,
     Status,
 )
+from labmesh.streaming import AsyncStream
 from labmesh.transfer import Progress, UploadSettings
+from labmesh.transport.call_session import CallSession
+from labmesh.transport.inflow import ItemStream
 
 __all__ = ["BankClient", "LinkHealth", "RelayClient"]
 
@@ -38,12 +49,17 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
 
 _UPLOAD = UploadSettings()
+#: Longer than any relay remembers a call.
+_LONG_AGO_S = 1e9
+_MAX_CREDIT = 1024
 
 
 class Home(Protocol):
     """What a proxy needs of its client."""
 
     call_limit: float
+    fences: Fences
+    session: CallSession
 
     async def at_home(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the client's loop."""
@@ -58,6 +74,30 @@ class Home(Protocol):
         endpoint: str = "rpc",
     ) -> tuple[R, memoryview | None]:
         """One request to a node; a timeout of None: as long as a question may take."""
+
+    def invoke(
+        self,
+        relay_id: str,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout: float | None = None,
+        access: Access = "call",
+    ) -> Coroutine[Any, Any, Any]:
+        """Call a method of a relay's driver; on any loop."""
+
+    async def open_stream(
+        self,
+        relay_id: str,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout: float,
+        credit: int,
+    ) -> ItemStream:
+        """Begin to call a method that yields."""
 
     async def upload_to(
         self, bank_id: str, content: Content, *, settings: UploadSettings, **details: Any
@@ -118,12 +158,99 @@ class RelayClient:
         timeout: float | None = None,
     ) -> Any:
         """:meth:`call` with positional and keyword arguments as they are."""
-        request = Call(id="-", method=method, args=list(args), kwargs=dict(kwargs))
-        limit_s = self._client.call_limit if timeout is None else timeout
-        result, _ = await self._client.at_home(
-            self._client.request(self.relay_id, request, Result, timeout=limit_s)
+        return await self._client.invoke(self.relay_id, method, args, kwargs, timeout=timeout)
+
+    def stream(
+        self,
+        method: str,
+        params: Any = None,
+        timeout: float | None = None,
+        credit: int = 16,
+    ) -> AsyncStream:
+        """Call a method that yields: ``async for point in relay.stream("scan"):``
+
+        A link that breaks ends it (``LinkLost``), and so does a silence of 4 s. Behind its end
+        ``result`` is what the method returned.
+
+        :param params: as in :meth:`call`.
+        :param timeout: a hard deadline for all of it, seconds; None: as long as it takes.
+        :param credit: how many items may be on their way or wait here, 1 to 1024; the method waits
+            with the next one.
+        """
+        args, kwargs = call_arguments(params)
+        if not 1 <= credit <= _MAX_CREDIT:
+            raise ValueError(f"credit must be 1 to {_MAX_CREDIT} items, not {credit}")
+        limit_s = math.inf if timeout is None else timeout
+
+        def begin() -> Coroutine[Any, Any, ItemStream]:
+            return self._client.open_stream(
+                self.relay_id, method, args, kwargs, timeout=limit_s, credit=credit
+            )
+
+        return AsyncStream(begin, self._client.at_home, f"{self.relay_id}.{method}")
+
+    def batch(self, *, keep_going: bool = False, timeout: float | None = None) -> AsyncBatch:
+        """Several calls in one trip, back to back, with nothing of anybody else between them.
+
+        ::
+
+            async with relay.batch() as b:
+                b.set_voltage(2.5)
+                m = b.measure()
+            print(m.value)
+
+        They are sent at the end of the block, unless it raised. It raises the first error, and
+        what is behind that was not run.
+
+        :param keep_going: also behind a call that failed; errors stay with their calls.
+        :param timeout: a hard deadline for all of it, seconds.
+        """
+
+        async def send(calls: list[Any], keep_going: bool) -> BatchResult:
+            fence = self._client.fences.of(self.relay_id)
+            batch = Batch(id="-", calls=calls, keep_going=keep_going, fence=fence)
+            limit_s = self._client.call_limit if timeout is None else timeout
+            result, _ = await self._client.at_home(
+                self._client.request(self.relay_id, batch, BatchResult, timeout=limit_s)
+            )
+            return result
+
+        return AsyncBatch(self.relay_id, send, keep_going=keep_going)
+
+    async def get(self, name: str, *, timeout: float | None = None) -> Any:
+        """Read one of the driver's values: a property, or a parameter."""
+        return await self._client.invoke(self.relay_id, name, [], {}, timeout=timeout, access="get")
+
+    async def set(self, name: str, value: Any, *, timeout: float | None = None) -> None:
+        """Write one of the driver's values."""
+        args = [value]
+        await self._client.invoke(self.relay_id, name, args, {}, timeout=timeout, access="set")
+
+    async def call_status(
+        self, call: str | OutcomeUnknown, *, session: str | None = None
+    ) -> CallStatus:
+        """What became of a call whose outcome is unknown.
+
+        One that has not arrived until now will not run any more.
+
+        :param call: its id, or the error that it ended with.
+        :param session: of the client that made it, where that was another one; the error's
+            ``detail`` has it.
+        """
+        if isinstance(call, OutcomeUnknown):
+            session = session or call.detail.get("session")
+            call = str(call.detail.get("call", ""))
+        if not call:
+            raise ValueError("this error belongs to no call of a session: nobody can tell more")
+        own = self._client.session
+        is_own = session is None or session == own.token
+        # How old another client's call is, only that client knows.
+        age_s = own.age_s(call) if is_own else _LONG_AGO_S
+        request = GetCall(id="-", call=call, session=session or own.token, age_s=age_s)
+        told, _ = await self._client.at_home(
+            self._client.request(self.relay_id, request, CallState)
         )
-        return result.value
+        return CallStatus.of(call, told)
 
     async def describe(self) -> Description:
         """The driver's class, docstring and methods."""
@@ -138,6 +265,38 @@ class RelayClient:
             self._client.request(self.relay_id, GetStatus(id="-"), Status)
         )
         return status
+
+    # ── leases ──────────────────────────────────────────────────────────────────────────────────
+
+    async def acquire(self, ttl: float = 10.0, note: str = "") -> HeldLease:
+        """Have this client be the only one that may write, until ``release()`` or its end.
+
+        Reading stays free for all. It is renewed in the background, however long it is held.
+
+        :param ttl: seconds after which a client that vanished no longer holds it; the driver's
+            ``safe_state()``, if it has one, is called then.
+        :param note: why, for who finds it locked.
+        :raises Locked: somebody holds it; the detail says who, since when, and why.
+        """
+        fences = self._client.fences
+        return await self._client.at_home(fences.acquire(self.relay_id, ttl_s=ttl, note=note))
+
+    @asynccontextmanager
+    async def lease(self, *, note: str = "", ttl: float = 10.0) -> AsyncIterator[HeldLease]:
+        """``async with relay.lease(note="T sweep") as lease:`` see :meth:`acquire`."""
+        async with await self.acquire(ttl, note) as held:
+            yield held
+
+    async def break_lease(self, reason: str = "", *, fence: int = 0) -> None:
+        """End the lease of whoever holds it, who is told who broke it and why.
+
+        :param fence: of the lease that is meant; 0: any.
+        :raises NotFound: nobody holds it.
+        :raises Conflict: another lease than the one that is meant is held.
+        """
+        fences = self._client.fences
+        work = fences.break_lease(self.relay_id, fence=fence, reason=reason)
+        await self._client.at_home(work)
 
     def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
         if name.startswith("_"):

@@ -6,19 +6,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from labmesh.errors import LabmeshError, Stopping
-from labmesh.instruments.exposure import MethodTable
-from labmesh.instruments.worker import DriverWorker, Job, Outcome
+from labmesh.instruments.exposure import BoundCall, MethodTable
+from labmesh.instruments.jobs import Job, Outcome
+from labmesh.instruments.worker import DriverWorker
 from labmesh.protocol.codec import encode_value
 
 __all__ = ["StateStream"]
 
 log = logging.getLogger(__name__)
 
-#: Publishes an encoded value: family of the topic, kind of the event, payload.
-Publish = Callable[[str, str, bytes], bool]
+
+class Publish(Protocol):
+    """Publishes an encoded value."""
+
+    def __call__(
+        self, family: str, kind: str, payload: bytes, interval_s: float = 0.0, /
+    ) -> bool: ...
 
 
 class StateStream:
@@ -73,9 +79,8 @@ class StateStream:
         if not self._table.has_poll:
             self._sign_of_life()
             return
-        poll = Job(call=self._table.bind("poll"), done=self._polled, prepare=_payload)
         try:
-            self._worker.submit_poll(poll)
+            self._worker.submit_poll(_Poll(self._table.bind("poll"), self._polled))
         except Stopping:
             log.debug("%s stops: its driver is not polled any more", self._name)
 
@@ -85,7 +90,7 @@ class StateStream:
             return
         if error is None and outcome.value is not None:
             try:
-                self._publish("state", "state", outcome.value)
+                self._publish("state", "state", outcome.value, self._interval_s)
             except LabmeshError as exc:
                 error = exc
         if error is not None:
@@ -111,8 +116,18 @@ class StateStream:
         self._publish("event", "alive", encode_value(None))
 
 
-def _payload(value: Any) -> bytes | None:
-    """A state is a table; a bare reading becomes ``{"value": reading}``, None is no state."""
-    if value is None:
-        return None
-    return encode_value(value if isinstance(value, dict) else {"value": value})
+class _Poll(Job):
+    __slots__ = ("_done",)
+
+    def __init__(self, call: BoundCall, done: Callable[[Outcome], None]) -> None:
+        super().__init__(call)
+        self._done = done
+
+    def prepare(self, value: Any) -> bytes | None:
+        """A state is a table; a bare reading becomes ``{"value": ...}``, None is no state."""
+        if value is None:
+            return None
+        return encode_value(value if isinstance(value, dict) else {"value": value})
+
+    def done(self, outcome: Outcome) -> None:
+        self._done(outcome)

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from tests.support.processes import Process, Start, environment
 
+from labmesh import RelayClient
 from labmesh.cli import main
 
 LABMESH = ["-m", "labmesh"]
@@ -43,6 +44,10 @@ kwargs = { seed = 1, max_voltage = 12.0 }
 id = "Odd-0"
 driver = "odd:Odd"
 poll = 30.0
+[[relays]]
+id = "Slow-0"
+driver = "odd:Odd"
+poll = 0.1
 """
 
 #: A driver that returns what JSON lacks, and that is in a bad mood.
@@ -62,6 +67,23 @@ class Odd:
 
     def echo(self, *args, **kwargs):
         return [list(args), kwargs]
+
+    @property
+    def level(self) -> float:
+        """How odd it is, in dB."""
+        return getattr(self, "_level", 0.5)
+
+    @level.setter
+    def level(self, value: float) -> None:
+        self._level = float(value)
+
+    def count(self, to: int, fail: bool = False):
+        """Count up."""
+        for number in range(to):
+            yield number
+        if fail:
+            raise LookupError("no more fingers")
+        return "counted"
 
     def nothing(self):
         return None
@@ -169,7 +191,7 @@ def process(mesh: Mesh, start: Start, tmp_path: Path) -> StartCommand:
 
 def test_up_tells_programs_who_is_where(mesh: Mesh) -> None:
     assert set(mesh.ready["broker"]) == {"rpc", "xsub", "xpub"}
-    assert [each["relay_id"] for each in mesh.ready["relays"]] == ["Inst-0", "Odd-0"]
+    assert [each["relay_id"] for each in mesh.ready["relays"]] == ["Inst-0", "Odd-0", "Slow-0"]
     (bank,) = mesh.ready["banks"]
     assert bank["bank_id"] == "bank-0"
     assert bank["folder"] == str(mesh.folder / "bank_data")
@@ -184,20 +206,24 @@ def test_ls(run: Run) -> None:
     assert ended.exit_code == 0
     assert ended.err == ""
     head, *rows = [re.split(r"  +", each) for each in ended.out.splitlines()]
-    assert head == ["KIND", "ID", "WHAT", "STATE", "ADDRESS", "HOST"]
+    assert head == ["KIND", "ID", "WHAT", "STATE", "LAST STATE", "ADDRESS", "HOST"]
     assert [row[:2] for row in rows] == [
         ["bank", "bank-0"],
         ["relay", "Inst-0"],
         ["relay", "Odd-0"],
+        ["relay", "Slow-0"],
     ]
     assert rows[1][2:4] == ["PowerSupply", "live"]
+    assert rows[0][4] == "-"
+    assert re.fullmatch(r"[\d.]+ m?s ago", rows[1][4])
 
 
 def test_ls_for_programs(run: Run, mesh: Mesh) -> None:
     (listed,) = run("ls", "--json").objects
     assert listed["broker"] == mesh.broker
-    assert [each["relay_id"] for each in listed["relays"]] == ["Inst-0", "Odd-0"]
+    assert [each["relay_id"] for each in listed["relays"]] == ["Inst-0", "Odd-0", "Slow-0"]
     assert listed["relays"][0]["endpoints"]["rpc"] == mesh.ready["relays"][0]["rpc"]
+    assert listed["relays"][0]["last_state"]["stale"] is False
     assert listed["banks"][0]["bank_id"] == "bank-0"
 
 
@@ -205,7 +231,8 @@ def test_show_a_relay(run: Run) -> None:
     out = run("show", "Inst-0").out
     assert out.startswith("Inst-0: PowerSupply\n")
     assert re.search(r"state, \d+ ms old: .*mode=off", out)
-    assert re.search(r"last heartbeat .* ago", out)
+    for part in ("link ", "relay       registered, heartbeat", "driver      idle", "instrument "):
+        assert f"\n  {part}" in out
     assert "set_voltage(value: float) -> float" in out
     assert "Set the output voltage in V" in out
 
@@ -315,6 +342,105 @@ def test_the_remote_traceback_with_v(run: Run, mesh: Mesh) -> None:
     err = run("call", "Odd-0", "fail", "-v").err
     assert 'raise LookupError("no such channel")' in err
     assert str(mesh.folder / "odd.py") in err
+
+
+# ── get, set, items ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_value_is_read_and_written(run: Run) -> None:
+    written = run("set", "Odd-0", "level", "2.5")
+    assert (written.exit_code, written.out) == (0, "")
+    assert written.err.startswith("Odd-0.level = 2.5: ")
+    assert run("get", "Odd-0", "level").out == "2.5"
+    (read,) = run("get", "Odd-0", "level", "--json").objects
+    assert read.pop("seconds") > 0
+    assert read == {"relay_id": "Odd-0", "name": "level", "value": 2.5}
+    (told,) = run("set", "Odd-0", "level", "3", "--json").objects
+    assert told["set"] == 3
+
+
+def test_show_tells_values_and_marks(run: Run) -> None:
+    out = run("show", "Odd-0").out
+    assert "Values\n  level: float  [settable]\n      How odd it is, in dB.\n" in out
+    assert re.search(r"count\(to: int, fail: bool = False\)  \[yields\]", out)
+    assert "labmesh get Odd-0 VALUE" in out
+    (shown,) = run("show", "Odd-0", "--json").objects
+    assert [each["name"] for each in shown["values"]] == ["level"]
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "text"),
+    [
+        ("get Odd-0 levl", 3, "level"),
+        ("set Odd-0 levl 1", 3, "level"),
+        ("call Odd-0 level", 3, "labmesh get Odd-0 level"),
+        ("set Odd-0 level high", 6, "Odd-0.level raised ValueError"),
+        ("get Odd-0", 2, ""),
+    ],
+)
+def test_what_is_wrong_with_a_value(run: Run, words: str, exit_code: int, text: str) -> None:
+    ended = run(*words.split())
+    assert ended.exit_code == exit_code
+    assert text in ended.err
+
+
+def test_items_are_printed_a_line_each(run: Run) -> None:
+    ended = run("call", "Odd-0", "count", "3")
+    assert ended.out.splitlines() == ["0", "1", "2"]
+    assert re.fullmatch(r"Odd-0\.count: 3 items in .*, and it returned counted", ended.err)
+    objects = run("call", "Odd-0", "count", "to=2", "--json").objects
+    assert [each.get("item") for each in objects] == [0, 1, None]
+    assert (objects[2]["items"], objects[2]["value"]) == (2, "counted")
+
+
+def test_items_before_an_error_are_printed(run: Run) -> None:
+    ended = run("call", "Odd-0", "count", "2", "fail=true")
+    assert (ended.exit_code, ended.out.splitlines()) == (6, ["0", "1"])
+    assert "no more fingers" in ended.err
+
+
+def test_who_only_looks_sees_that_it_is_busy_and_its_state_stale(
+    run: Run, process: StartCommand
+) -> None:
+    watching = process("watch", "Slow-0")
+    watching.wait_for("  Slow-0  ", LIMIT_S)
+    calling = process("call", "Slow-0", "wait", "60")
+    watching.wait_for(r"^Slow-0: STALE, its last state is .* old, and one is due each", LIMIT_S)
+    out = run("show", "Slow-0").out
+    assert re.search(r"driver      busy with wait for [\d.]+ s", out)
+    assert "STALE (one is due each 0.1 s)" in out
+    rows = run("ls").out.splitlines()
+    assert [row.split()[1] for row in rows if "STALE" in row] == ["Slow-0"]
+    (state,) = run("watch", "Slow-0", "--count", "1", "--json").objects
+    assert state["stale"] is True
+    calling.interrupt()
+    assert calling.wait_end(LIMIT_S) == 130
+
+
+# ── stubs ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_stubs_are_printed_or_written(run: Run, tmp_path: Path) -> None:
+    printed = run("stubs", "Odd-0").out
+    assert "class Odd(labmesh.mesh.Instrument):" in printed
+    assert "def level(self) -> float:" in printed
+    path = tmp_path / "odd_0.py"
+    for _ in range(2):  # the second time over the first
+        assert run("stubs", "Odd-0", "-o", str(path), "--async").exit_code == 0
+    names: dict[str, Any] = {"__name__": "odd_0"}
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
+    assert issubclass(names["Odd"], RelayClient)
+    (told,) = run("stubs", "Odd-0", "--json").objects
+    assert (told["class"], told["path"]) == ("Odd", None)
+
+
+def test_stubs_do_not_write_over_another_file(run: Run, tmp_path: Path) -> None:
+    mine = tmp_path / "analysis.py"
+    mine.write_text("mine = True")
+    ended = run("stubs", "Odd-0", "-o", str(mine))
+    assert ended.exit_code == 2
+    assert "was not made by 'labmesh stubs'" in ended.err
+    assert mine.read_text() == "mine = True"
 
 
 def test_call_limit_of_the_file_ends_a_call(run: Run, mesh: Mesh, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import signal
 import socket
 import statistics
@@ -22,6 +23,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.support.bad_messages import REPLY_MS, attack, cases_for, dealer
+from tests.support.by_hand import connected
 from tests.support.peers import open_sockets
 from tests.support.processes import Process, program
 
@@ -132,6 +134,39 @@ def ask(endpoint: str, request: dict[str, object]) -> dict[str, object]:
             assert peer.poll(REPLY_MS)
             reply = msgspec.msgpack.decode(peer.recv())
         return reply
+
+
+# ── the calls of others ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("stranger_has_one", [False, True], ids=["no session", "a session"])
+@pytest.mark.parametrize("owner_has_one", [False, True], ids=["no session", "a session"])
+def test_nobody_reaches_the_calls_of_another_client(
+    owner_has_one: bool, stranger_has_one: bool, attacked: tuple[Process, dict[str, str]]
+) -> None:
+    """It knows the id of an open call, and says what only that call's client may say."""
+    sessions = [
+        secrets.token_hex(8) if has_one else "" for has_one in (owner_has_one, stranger_has_one)
+    ]
+    with connected(attacked[1]["relay"], *sessions) as (owner, stranger):
+        one = owner.ask("call", "41", method="numbers", credit=1)
+        assert (one["type"], one["index"], one["value"]) == ("item", 0, 0)
+
+        assert stranger.ask("more", "1", call="41", credit=100)["code"] == 404
+        assert stranger.ask("cancel", "2", call="41")["code"] == 404
+        assert stranger.ask("get_call", "3", call="41")["state"] == "not_run"
+
+        # Nothing of it changed: there was credit for one item, and now there is for two more.
+        owner.send("more", "42", call="41", credit=2)
+        answers = [owner.receive() for _ in range(3)]
+        items = [each for each in answers if each["type"] == "item"]
+        assert [(each["index"], each["value"]) for each in items] == [(1, 1), (2, 2)]
+        assert sorted(each["type"] for each in answers) == ["done", "item", "item"]
+        assert owner.ask("get_call", "43", call="41")["state"] == "running"
+        owner.send("cancel", "44", call="41")
+        ends = {each["id"]: each["type"] for each in (owner.receive(), owner.receive())}
+        assert set(ends) == {"41", "44"}
+        assert ends["41"] == "error"
 
 
 # ── below ZeroMQ ────────────────────────────────────────────────────────────────────────────────

@@ -156,7 +156,6 @@ NO_METHODS = [
     "__class__",
     "__getattribute__",
     "__reduce_ex__",
-    "reading",
     "attribute",
     "mro",
     "",
@@ -177,7 +176,15 @@ async def test_whatever_is_not_a_public_method_is_unknown() -> None:
                 await relay.call(method)
             assert isinstance(caught.value, AttributeError)
             assert isinstance(caught.value, RuntimeError)
+        with pytest.raises(UnknownMethod, match="reading is a value, not a method"):
+            await relay.call("reading")
         assert await relay.echo() == [[], {}]
+
+
+async def test_a_method_that_yields_is_no_call() -> None:
+    async with relay_of(Rogue()) as relay:
+        with pytest.raises(BadArguments, match=r"relay\.stream\('a_generator'\)"):
+            await relay.a_generator()
 
 
 async def test_an_unknown_method_names_the_closest_ones() -> None:
@@ -352,7 +359,7 @@ async def test_an_exception_of_the_drivers_own_is_named() -> None:
 
 @pytest.mark.parametrize(
     "method",
-    ["a_set", "itself", "a_generator", "a_cycle", "a_function", "too_big", "a_surrogate"],
+    ["a_set", "itself", "a_cycle", "a_function", "too_big", "a_surrogate"],
 )
 async def test_a_result_that_cannot_travel_is_an_error_that_says_it_ran(method: str) -> None:
     async with relay_of(Rogue()) as relay:

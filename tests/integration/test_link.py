@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -12,13 +13,15 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.support import doubles
+from tests.support.cable import Cable
 from tests.support.doubles import RouterDouble
 from tests.support.peers import LOOPBACK, endpoint_of, open_sockets, until
 from tests.support.processes import Process, free_ports, program
 
-import labmesh.transport.link as link_module
+import labmesh.transport.connection as connection_module
 from labmesh.errors import (
     LabmeshError,
     LinkLost,
@@ -27,6 +30,7 @@ from labmesh.errors import (
     NotSent,
     OutcomeUnknown,
     ProtocolError,
+    StaleEpoch,
 )
 from labmesh.protocol.addresses import Address
 from labmesh.protocol.messages import (
@@ -39,11 +43,15 @@ from labmesh.protocol.messages import (
     Done,
     Failure,
     GetStatus,
+    Item,
+    More,
     Pong,
     Request,
     Result,
     Status,
 )
+from labmesh.transport.connection import Standing
+from labmesh.transport.inflow import ItemStream
 from labmesh.transport.link import Link
 from labmesh.transport.service import Answer, Origin, Service
 from labmesh.transport.sockets import Sockets
@@ -154,7 +162,7 @@ async def test_a_link_survives_a_restart_of_its_node_and_knows_its_new_epoch(
     assert max(recovered) < RECOVERY_S
 
 
-async def test_what_was_sent_when_the_link_breaks_ends_at_once_and_what_was_not_goes_on(
+async def test_a_question_ends_when_the_link_breaks_and_what_was_not_sent_goes_on(
     sockets: Sockets,
 ) -> None:
     [port] = free_ports(1)
@@ -164,13 +172,10 @@ async def test_what_was_sent_when_the_link_breaks_ends_at_once_and_what_was_not_
             question = asyncio.create_task(
                 link.request(Describe(id="-"), Description, timeout=LIMIT_S)
             )
-            running = asyncio.create_task(link.request(call("hold"), Result, timeout=LIMIT_S))
-            await until(lambda: sum(each.sent for each in link._caller._open.values()) == 2)
+            await until(lambda: all_sent(link, 1))
             await service.close()
             with pytest.raises(LinkLost, match=r"relay Inst-0 at tcp.* broke before"):
                 await question
-            with pytest.raises(OutcomeUnknown, match="broke while hold was on its way"):
-                await running
 
         began = time.monotonic()
         with pytest.raises(NotSent, match="nobody answers at relay Inst-0"):
@@ -182,10 +187,14 @@ async def test_what_was_sent_when_the_link_breaks_ends_at_once_and_what_was_not_
             assert (await patient).value == 9
 
 
+def all_sent(link: Link, count: int) -> bool:
+    return sum(each.sent for each in link._caller._open.values()) == count
+
+
 async def test_a_node_that_connects_but_does_not_answer_is_tried_anew(
     sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "_PING_AGAIN_S", 0.05)
+    monkeypatch.setattr(connection_module, "_PING_AGAIN_S", 0.05)
     with RouterDouble(pings=0) as double:
         async with linked(sockets, double.endpoint) as link:
             first = link._socket
@@ -356,7 +365,7 @@ async def test_replies_to_nobody_are_ignored(sockets: Sockets) -> None:
                 assert got.value == number
             assert link.epoch == "e1"
             assert len(link._caller) == 0
-            assert link._futures == {}
+            assert link._outbox == {}
 
 
 @pytest.mark.parametrize(
@@ -420,6 +429,291 @@ async def test_a_failure_becomes_the_error_that_it_names(sockets: Sockets) -> No
     assert [each.name for each in seen] == ["conflict", "error", "driver", "error"]
     assert seen[0].detail == {"offset": 7}
     assert not isinstance(seen[2], SystemExit)
+
+
+# ── breaks ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def cabled(sockets: Sockets, double: RouterDouble) -> AsyncIterator[tuple[Link, Cable]]:
+    """A link over a cable, up."""
+    async with Cable(double.port) as cable, linked(sockets, cable.endpoint) as link:
+        await link.wait_up(LIMIT_S)
+        yield link, cable
+
+
+async def test_a_call_whose_link_breaks_is_sent_again_under_its_id(sockets: Sockets) -> None:
+    """And what comes twice counts once."""
+
+    def answer_the_second(request: Request) -> doubles.Answers:
+        if len(double.requests) == 2:
+            yield Result(id=request.id, value="at last")
+            yield Result(id=request.id, value="again")
+
+    with RouterDouble(answer_the_second) as double:
+        async with cabled(sockets, double) as (link, cable):
+            calling = asyncio.create_task(link.call("ramp", [1.0], {}, timeout=LIMIT_S))
+            await until(lambda: double.requests)
+            cable.cut()
+            assert await calling == "at last"
+            first, second = double.requests
+            assert isinstance(first, Call)
+            assert first == second
+            assert (first.target, first.epoch) == ("double", "e1")
+            assert len(first.session) >= 16
+            assert first.deadline is not None
+            assert len(link._caller) == 0
+
+
+async def test_a_call_is_not_sent_again_to_a_relay_that_was_restarted(sockets: Sockets) -> None:
+    with RouterDouble() as double:
+        async with cabled(sockets, double) as (link, cable):
+            calling = asyncio.create_task(link.call("ramp", [], {}, timeout=LIMIT_S))
+            await until(lambda: double.requests)
+            double._epoch = "e2"
+            cable.cut()
+            with pytest.raises(OutcomeUnknown, match="was restarted while ramp") as caught:
+                await calling
+            assert len(double.requests) == 1
+            assert caught.value.detail["call"] == double.requests[0].id
+            assert caught.value.detail["session"] == double.requests[0].session  # type: ignore[attr-defined]
+
+
+async def test_a_call_whose_link_stays_broken_ends_after_a_while(
+    sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labmesh.protocol.caller.RESUME_S", 0.3)
+    with RouterDouble() as double:
+        async with cabled(sockets, double) as (link, cable):
+            calling = asyncio.create_task(link.call("ramp", [], {}, timeout=60.0))
+            await until(lambda: double.requests)
+            cable.hold()
+            cable.cut()
+            await until(lambda: not link.up)
+            began = time.monotonic()
+            with pytest.raises(OutcomeUnknown, match="was not up again within") as caught:
+                await calling
+            assert 0.2 < time.monotonic() - began < 0.3 + OVERRUN_S
+            call_id = caught.value.detail["call"]
+            assert f'call_status("{call_id}")' in str(caught.value)
+            assert link._session.age_s(call_id) < LIMIT_S
+            cable.release()
+
+
+@pytest.mark.parametrize("times", [1, 4])
+async def test_a_call_that_is_refused_for_its_epoch_is_sent_to_the_new_one(
+    sockets: Sockets, times: int
+) -> None:
+    """The relay was restarted unnoticed. One that goes on refusing is believed in the end."""
+
+    def refuse(request: Request) -> doubles.Answers:
+        if len(double.requests) <= times:
+            double._epoch = f"e{len(double.requests) + 1}"
+            yield Failure(id=request.id, code=410, name="stale_epoch", text="restarted")
+        else:
+            yield Result(id=request.id, value="done")
+
+    with RouterDouble(refuse) as double:
+        async with linked(sockets, double.endpoint) as link:
+            await link.wait_up(LIMIT_S)
+            calling = asyncio.create_task(link.call("ramp", [], {}, timeout=LIMIT_S))
+            if times == 1:
+                assert await calling == "done"
+                assert [each.epoch for each in double.requests] == ["e1", "e2"]
+            else:
+                with pytest.raises(StaleEpoch, match="restarted") as caught:
+                    await calling
+                assert caught.value.executed is False
+                assert len(double.requests) == 4
+
+
+async def test_a_call_that_another_socket_has_sent_is_settled(sockets: Sockets) -> None:
+    def answer(request: Request) -> doubles.Answers:
+        if isinstance(request, Call):
+            yield Result(id=request.id, value="kept")
+
+    with RouterDouble(answer) as double:
+        async with cabled(sockets, double) as (link, cable):
+            sent = Call(
+                id=link._session.next_id(),
+                session=link._session.token,
+                target="double",
+                epoch="e1",
+                method="ramp",
+                deadline=2000.0,
+            )
+            deadline = time.monotonic() + LIMIT_S
+            assert (await link.settle(sent, Result, deadline=deadline)).value == "kept"
+            assert double.requests == [sent]
+
+            cable.cut()
+            await until(lambda: not link.up)
+            assert (await link.settle(sent, Result, deadline=deadline)).value == "kept"
+            assert link.up
+
+            stale = msgspec.structs.replace(sent, epoch="e0")
+            with pytest.raises(OutcomeUnknown, match="was restarted"):
+                await link.settle(stale, Result, deadline=deadline, sent_at=0.0)
+            assert link._session.age_s(stale.id) > time.monotonic() - 1.0
+            assert len(double.requests) == 2
+            assert link.standing == Standing(True, "double", "e1", link._clock.ahead_s)
+        with pytest.raises(OutcomeUnknown):
+            await link.settle(sent, Result, deadline=deadline)
+        assert not link.standing.up
+
+
+async def test_a_relay_that_says_that_nobody_knows_is_quoted(sockets: Sockets) -> None:
+    def abandon(request: Request) -> doubles.Answers:
+        yield Failure(
+            id=request.id,
+            code=408,
+            name="outcome_unknown",
+            text="stopped",
+            detail={"state": "returned"},
+        )
+
+    with RouterDouble(abandon) as double:
+        async with linked(sockets, double.endpoint, target="double") as link:
+            with pytest.raises(OutcomeUnknown, match="stopped") as caught:
+                await link.request(call("ramp"), Result, timeout=LIMIT_S)
+            assert caught.value.detail == {
+                "call": double.requests[0].id,
+                "session": link._session.token,
+                "relay": "double",
+                "state": "returned",
+            }
+
+
+# ── streams ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def yielding(count: int, *, then: Any = "end") -> Callable[[Any], doubles.Answers]:
+    """Yields 0, 1, ... within its credit."""
+    left = {"credit": 0, "next": 0}
+    stream: list[str] = []
+
+    def answer(request: Request) -> doubles.Answers:
+        if isinstance(request, Call):
+            stream.append(request.id)
+            left["credit"] += request.credit
+        elif isinstance(request, More):
+            left["credit"] += request.credit
+        while left["credit"] and left["next"] < count:
+            yield Item(id=stream[0], index=left["next"], value=left["next"])
+            left["credit"] -= 1
+            left["next"] += 1
+            if left["next"] == count:
+                yield Result(id=stream[0], value=then)
+
+    return answer
+
+
+async def items_of(stream: ItemStream) -> list[Any]:
+    items = []
+    with contextlib.suppress(StopAsyncIteration):
+        while True:
+            items.append(await stream.next())
+    return items
+
+
+async def test_a_stream_brings_every_item_and_then_the_result(sockets: Sockets) -> None:
+    with RouterDouble(yielding(100)) as double:
+        async with linked(sockets, double.endpoint) as link:
+            await link.wait_up(LIMIT_S)
+            stream = link.stream("scan", [], {}, timeout=LIMIT_S, credit=8)
+            assert await items_of(stream) == list(range(100))
+            assert stream.result == "end"
+            assert len(link._caller) == 0
+            asked = [each.credit for each in double.requests if isinstance(each, More)]
+            assert set(asked) == {4}
+            stream.close()
+            with pytest.raises(StopAsyncIteration):
+                await stream.next()
+
+
+async def test_a_slow_consumer_holds_no_more_than_its_credit(sockets: Sockets) -> None:
+    with RouterDouble(yielding(100)) as double:
+        async with linked(sockets, double.endpoint) as link:
+            await link.wait_up(LIMIT_S)
+            stream = link.stream("scan", [], {}, timeout=LIMIT_S, credit=8)
+            await until(lambda: len(stream) == 8)
+            for index in range(4):
+                assert await stream.next() == index
+            await until(lambda: len(stream) == 8)
+            stream.close()
+            stream.close()
+            await until(lambda: isinstance(double.requests[-1], Cancel))
+            assert len(double.requests) == 3
+
+
+@pytest.mark.parametrize("wrong", [[0, 2], [0, 0], [1], [0, 1, 2]])
+async def test_a_stream_with_a_gap_a_repeat_or_too_much_is_ended(
+    sockets: Sockets, wrong: list[int]
+) -> None:
+    def answer(request: Request) -> doubles.Answers:
+        if isinstance(request, Call):
+            yield from (Item(id=request.id, index=index, value=index) for index in wrong)
+
+    with RouterDouble(answer) as double:
+        async with linked(sockets, double.endpoint) as link:
+            await link.wait_up(LIMIT_S)
+            stream = link.stream("scan", [], {}, timeout=LIMIT_S, credit=2)
+            await until(lambda: double.requests[1:])
+            assert isinstance(double.requests[1], Cancel)
+            good = [await stream.next() for _ in range(len(stream))]
+            assert good == wrong[: len(good)]
+            with pytest.raises(ProtocolError, match="of a stream came"):
+                await stream.next()
+
+
+async def test_a_broken_link_ends_a_stream_behind_what_has_arrived(sockets: Sockets) -> None:
+    def answer(request: Request) -> doubles.Answers:
+        yield Item(id=request.id, index=0, value="first")
+
+    with RouterDouble(answer) as double:
+        async with cabled(sockets, double) as (link, cable):
+            stream = link.stream("scan", [], {}, timeout=LIMIT_S, credit=2)
+            await until(lambda: len(stream))
+            cable.cut()
+            await until(lambda: not link.up)
+            assert await stream.next() == "first"
+            with pytest.raises(LinkLost, match="in the middle of scan"):
+                await stream.next()
+            await link.wait_up(LIMIT_S)
+            assert len(double.requests) == 1, "it is not sent again"
+
+
+async def test_a_stream_ends_with_its_method_in_silence_and_when_its_reader_is_cancelled(
+    sockets: Sockets,
+) -> None:
+    def answer(request: Request) -> doubles.Answers:
+        if isinstance(request, Call) and request.method == "fail":
+            yield Item(id=request.id, index=0)
+            yield Failure(id=request.id, code=500, name="driver", text="channel 3 is gone")
+        elif isinstance(request, Call) and request.method == "confused":
+            yield Done(id=request.id)
+
+    with RouterDouble(answer) as double:
+        async with linked(sockets, double.endpoint) as link:
+            await link.wait_up(LIMIT_S)
+            link._caller._silence_s = 0.3
+            failing = link.stream("fail", [], {}, timeout=math.inf, credit=2)
+            assert await failing.next() is None
+            with pytest.raises(LabmeshError, match="channel 3"):
+                await failing.next()
+            with pytest.raises(OutcomeUnknown, match="no answer to this"):
+                await link.stream("confused", [], {}, timeout=math.inf, credit=2).next()
+            with pytest.raises(OutcomeUnknown, match="fell silent while scan"):
+                await link.stream("scan", [], {}, timeout=math.inf, credit=2).next()
+            stream = link.stream("scan", [], {}, timeout=math.inf, credit=2)
+            reading = asyncio.create_task(stream.next())
+            await asyncio.sleep(0)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            await until(lambda: isinstance(double.requests[-1], Cancel))
+            with pytest.raises(StopAsyncIteration):
+                await stream.next()
 
 
 # ── cancelling, closing, crowding ───────────────────────────────────────────────────────────────
@@ -505,7 +799,7 @@ async def test_closing_ends_what_was_not_sent_yet(sockets: Sockets) -> None:
             asyncio.create_task(link.request(call("ramp"), Result, timeout=LIMIT_S)),
             asyncio.create_task(link.wait_up(LIMIT_S)),
         ]
-        await until(lambda: len(link._waiters) == 3)
+        await until(lambda: len(link._outbox) == 2 and len(link._waiters) == 1)
         link.close()
         for each in waiting:
             with pytest.raises(NotSent, match="closed"):
@@ -520,7 +814,7 @@ async def test_what_cannot_be_encoded_is_refused_here_and_leaves_nothing_open(
         with pytest.raises(ProtocolError, match="set"):
             await link.request(call("square", {1, 2}), Result, timeout=LIMIT_S)
         assert len(link._caller) == 0
-        assert link._futures == {}
+        assert link._outbox == {}
 
 
 async def test_5000_requests_at_once_are_all_answered_and_none_mixed_up(sockets: Sockets) -> None:
@@ -544,7 +838,7 @@ async def test_a_node_that_does_not_read_holds_requests_up_and_costs_no_link(
                 asyncio.create_task(link.request(call("put", payload), Result, timeout=LIMIT_S))
                 for _ in range(4000)
             ]
-            await until(lambda: len(link._waiters))
+            await until(lambda: link._outbox)
             assert link.up
             with pytest.raises(NotSent, match="does not keep up"):
                 await link.request(call("put", payload), Result, timeout=0.2)

@@ -152,16 +152,36 @@ def test_methods_show_the_drivers_signature_and_docstring(mesh: Mesh) -> None:
 def test_an_unknown_attribute_is_an_error_that_needs_no_network(mesh: Mesh) -> None:
     psu = mesh["Inst-0"]
     mesh.close()
-    with pytest.raises(AttributeError, match=r"has no method 'set_voltag'; did you mean"):
+    with pytest.raises(AttributeError, match=r"has no method or value 'set_voltag'; did you mean"):
         psu.set_voltag(1)
     assert not hasattr(psu, "_repr_svg_")
     with pytest.raises(NotSent, match="closed"):
         psu.set_voltage(1)
 
 
-def test_assigning_to_it_is_an_error_and_sets_nothing(mesh: Mesh) -> None:
-    with pytest.raises(AttributeError):
-        mesh["Inst-0"].voltage = 3
+def test_assigning_to_what_is_no_value_is_an_error_and_sets_nothing(mesh: Mesh) -> None:
+    psu = mesh["Inst-0"]
+    for name in ("voltag", "set_voltage", "call"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(psu, name, 3)
+    assert psu.measure()["mode"] == "off"
+
+
+def test_two_objects_of_one_instrument_are_equal(served: ServedMesh, mesh: Mesh) -> None:
+    assert mesh["Inst-0"] == mesh["Inst-0"]
+    assert len({mesh["Inst-0"], mesh["Inst-0"], mesh["echo-0"]}) == 2
+    assert mesh["Inst-0"] != served.connect()["Inst-0"]
+
+
+def test_an_instrument_may_be_of_a_class_of_ones_own(mesh: Mesh) -> None:
+    class Supply(Instrument):
+        def off(self) -> None:
+            self.set_output(False)
+
+    psu = mesh.instrument("Inst-0", Supply)
+    psu.set_output(True)
+    psu.off()
+    assert psu.measure()["mode"] == "off"
 
 
 def test_driver_methods_under_the_proxys_own_names_are_reached_by_call(
@@ -201,6 +221,7 @@ def test_the_last_state_is_there_without_waiting(mesh: Mesh) -> None:
     assert state is not None
     assert state["mode"] == "off"
     assert state.age_s < 60
+    assert state.interval_s == 0.1
     assert mesh["echo-0"].state is None
 
 
@@ -548,6 +569,8 @@ def test_closing_twice_is_fine_and_a_closed_mesh_refuses(served: ServedMesh) -> 
         mesh.status()
     with pytest.raises(NotSent):
         mesh["nobody"]
+    with pytest.raises(NotSent, match="closed"):
+        mesh["Inst-0"]
 
 
 def test_closing_ends_a_call_that_waits(served: ServedMesh) -> None:

@@ -170,6 +170,7 @@ def test_relays_come_in_the_order_of_the_file(folder: Path) -> None:
     text = PSU + (
         '[[relays]]\nid = "dmm"\ndriver = "lab.dmm:Meter.Fast"\nargs = [1, "COM3"]\n'
         'kwargs = { baud = 9600 }\npoll = 0.5\nbind = "tcp://127.0.0.1:5851"\n'
+        'read_only = ["read", "get_*"]\nrequire_lease = true\n'
     )
     assert load_config(write(text)).relays == (
         RelayEntry(
@@ -182,6 +183,8 @@ def test_relays_come_in_the_order_of_the_file(folder: Path) -> None:
             kwargs={"baud": 9600},
             poll=0.5,
             bind="tcp://127.0.0.1:5851",
+            read_only=["read", "get_*"],
+            require_lease=True,
         ),
     )
 
@@ -214,6 +217,10 @@ def test_two_relays_of_one_id_are_refused(folder: Path) -> None:
         ('id = "a"\ndriver = "m:C"\npoll = true', "(a week), found true"),
         ('id = "a"\ndriver = "m:C"\nargs = "x"', "args: expected a list of arguments such as"),
         ('id = "a"\ndriver = "m:C"\nkwargs = [1]', "kwargs: expected a table of arguments such as"),
+        ('id = "a"\ndriver = "m:C"\nread_only = "read"', "read_only: expected a list of names of"),
+        ('id = "a"\ndriver = "m:C"\nread_only = [1]', 'such as ["measure", "get_*"]'),
+        ('id = "a"\ndriver = "m:C"\nread_only = [""]', 'such as ["measure", "get_*"]'),
+        ('id = "a"\ndriver = "m:C"\nrequire_lease = 1', "require_lease: expected true or false"),
         ('id = "a"\ndriver = "m:C"\nbind = "*:1"', "bind: address '*:1': the transport tcp:// is"),
     ],
 )

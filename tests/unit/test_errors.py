@@ -131,9 +131,18 @@ def test_a_missing_key_reads_like_a_sentence():
 def test_only_what_is_harmless_invites_to_try_again():
     retryable = {kind.__name__ for kind in KINDS if kind.retryable}
     assert retryable == {
-        "Busy", "Expired", "LinkLost", "NoAnswer", "NoSpace", "NotSent", "StaleEpoch", "Stopping",
+        "Busy", "Expired", "LinkLost", "Locked", "NoAnswer", "NoSpace", "NotSent", "StaleEpoch",
+        "Stopping",
     }  # fmt: skip
     assert OutcomeUnknown.executed is None
+
+
+def test_a_lease_of_somebody_else_is_a_refusal_that_says_who_holds_it():
+    sent = errors.Locked("psu is leased by ana", holder="ana", note="T sweep", left_s=7.5, fence=3)
+    received = error_from_wire(sent.name, sent.text, sent.detail)
+    assert isinstance(received, PermissionError)
+    assert (received.code, received.executed, received.retryable) == (423, False, True)
+    assert received.detail == {"holder": "ana", "note": "T sweep", "left_s": 7.5, "fence": 3}
 
 
 def test_an_error_of_the_disk_has_no_number():

@@ -1,18 +1,38 @@
 """docs/wire.md against the code: every message, field, answer, topic, extension type and error."""
 
+import dataclasses
 import inspect
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
 from msgspec import inspect as types
 
-from labmesh import errors
-from labmesh.protocol import json_values, messages, msgpack_values, topics
+from labmesh import calls, errors, states
+from labmesh.protocol import callee, json_values, leases, messages, msgpack_values, topics
+from labmesh.protocol.batches import (
+    BatchEntry,
+    read_entries,
+    read_outcomes,
+    write_outcomes,
+)
 from labmesh.protocol.codec import Codec, Limits
-from labmesh.protocol.messages import Call, Message, Reply, Request
+from labmesh.protocol.messages import (
+    MAX_BATCH,
+    Batch,
+    BatchResult,
+    Call,
+    Failure,
+    Invocation,
+    Message,
+    Reply,
+    Request,
+    SessionRequest,
+)
+from labmesh.relay import RelayAgent
 from labmesh.transport.publisher import MAX_EVENT_BYTES
 from labmesh.transport.sockets import MAX_FRAME_BYTES
 
@@ -23,9 +43,11 @@ STRUCTS = [
     for kind in vars(messages).values()
     if inspect.isclass(kind)
     and issubclass(kind, msgspec.Struct)
-    and kind.__module__ == messages.__name__
+    and kind.__module__.startswith(f"{messages.__name__}.")
     and kind is not Message
 ]
+#: Never sent as such: what the messages that are made of them have in common.
+BASES = (Request, Reply, SessionRequest, Invocation)
 REQUEST_TUPLES = {
     name: kinds
     for name, kinds in vars(messages).items()
@@ -56,18 +78,18 @@ def tag_of(kind: type[msgspec.Struct]) -> str:
 
 
 def heading_of(kind: type[msgspec.Struct]) -> str:
-    if kind.__struct_config__.tag is not None and kind not in (Request, Reply):
+    if kind.__struct_config__.tag is not None and kind not in BASES:
         return f"`{tag_of(kind)}` ({kind.__name__})"
     return kind.__name__
 
 
 def own_fields(kind: type[msgspec.Struct]) -> list[types.Field]:
-    """The fields that a struct adds to Request or Reply."""
+    """The fields that a struct adds to those that it has in common with others."""
     declared = types.type_info(kind)
     assert isinstance(declared, types.StructType)
     inherited = {
         name
-        for base in (Request, Reply)
+        for base in BASES
         if issubclass(kind, base) and kind is not base
         for name in base.__struct_fields__
     }
@@ -92,8 +114,10 @@ def type_words(declared: types.Type) -> str:
             return f"integer, from {least}"
         case types.IntType(ge=least, le=most):
             return f"integer, {least} to {'2^53' if most == 2**53 else most}"
-        case types.FloatType(gt=None):
+        case types.FloatType(gt=None, ge=None):
             return "number"
+        case types.FloatType(gt=None, ge=least, le=None):
+            return f"number, from {least:g}"
         case types.FloatType(gt=above, le=most):
             return f"number, over {above:g} to {most:g}"
         case types.BoolType():
@@ -102,8 +126,10 @@ def type_words(declared: types.Type) -> str:
             return "bytes"
         case types.AnyType():
             return "value"
-        case types.ListType(item_type=each):
+        case types.ListType(item_type=each, max_length=None):
             return f"list of {type_words(each)}"
+        case types.ListType(item_type=each, max_length=most):
+            return f"list of {type_words(each)}, at most {most}"
         case types.DictType(value_type=each):
             return f"map of text to {type_words(each).partition(',')[0]}"
         case types.LiteralType(values=choices):
@@ -122,7 +148,7 @@ def default_words(field: types.Field) -> str:
     if field.required:
         return "required"
     if field.default_factory is not msgspec.NODEFAULT:
-        return f"`{json.dumps(field.default_factory())}`"
+        return f"`{json.dumps(msgspec.to_builtins(field.default_factory()))}`"
     return f"`{json.dumps(field.default)}`"
 
 
@@ -163,11 +189,102 @@ def test_every_request_is_described_with_its_answers(kind):
     text = sections("###")[heading_of(kind)]
     answers = re.search(r"^Answer: (.+)\.$", text, flags=re.MULTILINE)
     tags = set(re.findall(r"`(\w+)`", answers[1]))
-    assert tags <= {tag_of(reply) for reply in messages.REPLIES}
-    # The docstring of a request names its replies behind an arrow.
-    announced = re.findall(r"→ ([\w* ,]+?)(?:[,.]| or | then | once | when |$)", kind.__doc__)
-    assert {tag_of(getattr(messages, name.strip("* "))) for name in announced} <= tags
-    assert ("body" in text.lower()) is kind.has_body
+    # The docstring of a request names its replies behind an arrow; any may be a Failure instead.
+    announced = re.search(r"→ ([^.;]+)", kind.__doc__)[1]
+    named = {getattr(messages, name) for name in re.findall(r"[A-Z]\w+", announced)}
+    replies = {each for each in named if issubclass(each, Reply) and each is not Failure}
+    assert tags == {tag_of(each) for each in replies}
+    assert bool(re.search(r"\bbody\b", text)) is kind.has_body
+
+
+@pytest.mark.parametrize("kind", requests(), ids=lambda kind: kind.__name__)
+def test_a_request_that_has_the_fields_of_a_base_says_so(kind):
+    text = sections("###")[heading_of(kind)]
+    named = re.findall(r"the fields of\s+\[(\w+)\]\(#(\w+)\)", text)
+    base = kind.__base__
+    assert named == ([] if base is Request else [(base.__name__, base.__name__.lower())])
+
+
+def test_an_entry_of_a_batch_is_described_with_each_of_its_elements():
+    described = {
+        row[0].strip("`"): (row[1], row[3])
+        for row in rows(sections("###")["Several calls in one trip"])
+        if len(row) == 4
+    }
+    call = {
+        field.name: (type_words(field.type), default_words(field)) for field in own_fields(Call)
+    }
+    assert list(described) == [field.name for field in dataclasses.fields(BatchEntry)]
+    assert described == {name: call[name] for name in described}
+
+
+def test_the_examples_of_a_batch_are_read():
+    text = sections("###")["Several calls in one trip"]
+    asked, answered = re.findall(r"^(\{.+\})$", text, flags=re.MULTILINE)
+    batch = Codec(messages.RELAY_REQUESTS).decode([asked.encode()]).message
+    assert isinstance(batch, Batch)
+    entries = read_entries(batch.calls)
+    assert [each.method for each in entries] == ["set_voltage", "measure", "voltage"]
+    answer = Codec(messages.REPLIES).decode([answered.encode()]).message
+    assert isinstance(answer, BatchResult)
+    done, failed = read_outcomes(answer.outcomes, len(entries))
+    assert (done.value, done.error) == (None, None)
+    assert isinstance(failed.error, OSError)
+    # The two forms of an outcome, as the table has them, are those that are written.
+    forms = {row[0] for row in rows(text) if len(row) == 2}
+    assert forms == {"`[value]`", "`[name, text, detail]`"}
+    lengths = {form.count(",") + 1 for form in forms}
+    assert {len(each) for each in write_outcomes([done, failed])} == lengths
+
+
+def test_what_is_kept_of_calls_is_what_the_code_keeps():
+    text = sections("##")["Calls that run at most once"]
+    numbers = {int(number.replace(" ", "")) for number in re.findall(r"\d+(?: \d{3})*", text)}
+    kept = {callee.MAX_KEPT, callee.MAX_KEPT_BYTES, callee.MAX_KEPT_REPLY_BYTES}
+    assert kept | {int(callee.KEEP_S / 60)} <= numbers
+
+
+def kinds_of_node_events() -> list[list[str]]:
+    return rows(sections("###")["Kinds of node events"])
+
+
+def test_every_kind_of_a_node_event_is_described():
+    """Those are texts in the code: all that a relay publishes, where it does."""
+    published = {
+        kind
+        for module in (calls, states)
+        for kind in re.findall(
+            r"""(?:_tell|_news|_publish)\((?:"event", )?"(\w+)", """, inspect.getsource(module)
+        )
+    }
+    assert published >= {"alive", "lease"}
+    assert {row[0].strip("`") for row in kinds_of_node_events()} == published - {"state"}
+
+
+def test_every_fact_of_a_relay_is_described():
+    told = inspect.getsource(RelayAgent._status) + inspect.getsource(RelayAgent._member_facts)
+    facts = set(re.findall(r'^ +"(\w+)": ', told, flags=re.MULTILINE))
+    described = {row[0].strip("`"): row[1] for row in rows(sections("###")["Facts of a relay"])}
+    assert set(described) == facts
+    held = leases.Held(3, "owner", "ana", "T sweep", 10.0, 0.0, 10.0)
+    assert set(re.findall(r"`(\w+)`", described["lease"])) == set(held.facts(1.0))
+
+
+def test_the_changes_of_a_lease_are_described():
+    (text,) = (row[1] for row in kinds_of_node_events() if row[0] == "`lease`")
+    described = re.match(r"map of `change`: ([^;]+);", text)[1]
+    assert set(re.findall(r"`(\w+)`", described)) == {"granted", *get_args(leases.Ending)}
+    held = leases.Held(3, "owner", "ana", "T sweep", 10.0, 0.0, 10.0)
+    ended = leases.Ended(held, "broken", 5.0, by="bob", why="fire")
+    for name in (*held.news(), *ended.news()):
+        assert f"`{name}`" in text
+
+
+def test_each_link_within_the_document_leads_somewhere():
+    headings = re.findall(r"^#+ (.+)$", DOCUMENT, flags=re.MULTILINE)
+    places = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#([^)]+)\)", DOCUMENT))
+    assert links <= places
 
 
 def test_every_reply_is_an_answer_to_something():
@@ -212,7 +329,15 @@ def test_the_limits_are_those_of_the_code():
     limits = Limits()
     for name in limits.__slots__:
         assert getattr(limits, name) in numbers, name
-    assert {msgpack_values.FRAME_BYTES, MAX_EVENT_BYTES, *MAX_FRAME_BYTES.values()} <= numbers
+    others = {msgpack_values.FRAME_BYTES, MAX_EVENT_BYTES, MAX_BATCH, *MAX_FRAME_BYTES.values()}
+    assert others <= numbers
+
+
+def test_the_messages_whose_values_travel_in_buffers_are_named():
+    text = sections("###")["MessagePack extension types"]
+    named = re.search(r"4096 bytes and more in (.+?) travel in\s+buffers", text, flags=re.DOTALL)[1]
+    tags = {tag_of(kind) for kind in STRUCTS if getattr(kind, "value_fields", ())}
+    assert set(re.findall(r"`(\w+)`", named)) == tags
 
 
 def test_the_version_is_that_of_the_code():
@@ -221,10 +346,12 @@ def test_the_version_is_that_of_the_code():
 
 def test_the_json_example_works():
     example = sections("##")["A call, by hand"]
-    request, result, failure = re.findall(r"^(\{.+\})$", example, flags=re.MULTILINE)
+    request, result, failure, write = re.findall(r"^(\{.+\})$", example, flags=re.MULTILINE)
     call = Codec(messages.RELAY_REQUESTS).decode([request.encode()])
     assert isinstance(call.message, Call)
     assert call.json
+    writing = Codec(messages.RELAY_REQUESTS).decode([write.encode()]).message
+    assert writing == Call(id="2", method="voltage", access="set", args=[2.5])
     caller = Codec(messages.REPLIES)
     for answer in (result, failure):
         decoded = caller.decode([answer.encode()])

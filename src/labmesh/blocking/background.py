@@ -70,6 +70,14 @@ class BackgroundLoop:
         """It takes no more work."""
         return self._closing or self._process != os.getpid()
 
+    def serves_here(self) -> bool:
+        """Whether this thread may have it do something: else :meth:`run` says why not."""
+        return not (
+            self._closing
+            or threading.get_ident() == self._thread.ident
+            or self._process != os.getpid()
+        )
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for what it returns or raises.
 

@@ -10,7 +10,9 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from labmesh.protocol.messages import NodeRecord
+from labmesh.blocking.limits import method_marks, value_marks
+from labmesh.feed import Reading
+from labmesh.protocol.messages import MethodInfo, NodeRecord, ValueInfo
 
 __all__ = [
     "InstrumentCard",
@@ -32,6 +34,8 @@ NODE_HEADINGS = ("id", "kind", "state", "driver or folder", "host", "endpoint")
 _VALUE_CHARS = 24
 _STATE_CHARS = 200
 _DOC_CHARS = 100
+#: A longer list is folded in a notebook.
+_OPEN_ROWS = 20
 _LIGHTS = {"live": "#2e9e44", "suspect": "#d99000"}
 _GONE = "#b3261e"
 
@@ -142,11 +146,11 @@ class InstrumentCard(NamedTuple):
     #: ``live``, ``suspect`` (no heartbeat), or ``gone``
     light: str
     host: str
-    #: the last state, and its age in seconds
-    state: tuple[Mapping[str, Any], float] | None
-    #: name and signature
-    methods: Sequence[tuple[str, str]]
-    #: methods that only ``call()`` reaches, because the proxy uses their names itself
+    #: the last state
+    reading: Reading | None
+    methods: Sequence[MethodInfo]
+    values: Sequence[ValueInfo]
+    #: methods and values that only ``call()`` and ``get()`` reach: the proxy uses their names
     hidden: Sequence[str]
 
 
@@ -156,7 +160,8 @@ def instrument_text(card: InstrumentCard) -> str:
     if card.doc:
         lines.append(f"  {_first_line(card.doc)}")
     lines.append(f"  {_state_line(card)}")
-    lines += [f"    .{name}{plain(signature)}" for name, signature in _reachable(card)]
+    lines += [f"    {_with_comment(*row)}" for row in _value_rows(card)]
+    lines += [f"    {_with_comment(*row)}" for row in _method_rows(card)]
     if card.hidden:
         lines.append(f"    {_hidden_line(card)}")
     return "\n".join(lines)
@@ -164,19 +169,82 @@ def instrument_text(card: InstrumentCard) -> str:
 
 def instrument_html(card: InstrumentCard) -> str:
     """The card in a notebook."""
-    colour = _LIGHTS.get(card.light, _GONE)
-    methods = "".join(
-        f"<li><code>{html.escape(name)}{html.escape(plain(signature))}</code></li>"
-        for name, signature in _reachable(card)
-    )
-    hidden = f"<li>{html.escape(_hidden_line(card))}</li>" if card.hidden else ""
+    is_stale = card.reading is not None and card.reading.stale
+    state_style = f" style='color:{_GONE}'" if is_stale else ""
+    hidden = f"<div>{html.escape(_hidden_line(card))}</div>" if card.hidden else ""
     return (
-        f"<div><span style='color:{colour}'>&#9679;</span> "
+        f"<div><span style='color:{_LIGHTS.get(card.light, _GONE)}'>&#9679;</span> "
         f"<b>{html.escape(_heading(card))}</b>"
         f"<div>{html.escape(_first_line(card.doc))}</div>"
-        f"<div>{html.escape(_state_line(card))}</div>"
-        f"<ul>{methods}{hidden}</ul></div>"
+        f"<div{state_style}>{html.escape(_state_line(card))}</div>"
+        f"{_html_rows('values', _value_rows(card))}"
+        f"{_html_rows('methods', _method_rows(card))}{hidden}</div>"
     )
+
+
+def _html_rows(what: str, rows: Sequence[_Row]) -> str:
+    if not rows:
+        return ""
+    lines = "".join(
+        f"<tr><td style='text-align:left'><code>{html.escape(row.name)}</code></td>"
+        f"<td style='text-align:left'>{html.escape(', '.join(row.marks))}</td>"
+        f"<td style='text-align:left'>{html.escape(row.doc)}</td></tr>"
+        for row in rows
+    )
+    is_open = " open" if len(rows) <= _OPEN_ROWS else ""
+    return (
+        f"<details{is_open}><summary>{count(len(rows), what.removesuffix('s'))}</summary>"
+        f"<table>{lines}</table></details>"
+    )
+
+
+class _Row(NamedTuple):
+    """One method or value."""
+
+    name: str
+    marks: Sequence[str]
+    doc: str
+
+
+def _value_rows(card: InstrumentCard) -> list[_Row]:
+    state = card.reading.value if card.reading is not None else {}
+    return [
+        _Row(
+            f".{each.name}{_type_text(each.type)}{_last_text(state, each.name)}",
+            [plain(mark) for mark in value_marks(each)],
+            _first_line(each.doc),
+        )
+        for each in card.values
+        if each.name not in card.hidden
+    ]
+
+
+def _type_text(annotation: str) -> str:
+    return f": {plain(annotation, 60)}" if annotation else ""
+
+
+def _last_text(state: object, name: str) -> str:
+    """What the last state says of a value; nobody is asked for it."""
+    if not isinstance(state, Mapping) or name not in state:
+        return ""
+    return f" = {plain(repr(state[name]), _VALUE_CHARS)}"
+
+
+def _method_rows(card: InstrumentCard) -> list[_Row]:
+    return [
+        _Row(
+            f".{each.name}{plain(each.signature)}",
+            method_marks(each),
+            _first_line(each.doc),
+        )
+        for each in card.methods
+        if each.name not in card.hidden
+    ]
+
+
+def _with_comment(name: str, marks: Sequence[str], doc: str) -> str:
+    words = "; ".join(filter(None, (", ".join(marks), doc)))
+    return f"{name}  # {words}" if words else name
 
 
 def _heading(card: InstrumentCard) -> str:
@@ -185,18 +253,18 @@ def _heading(card: InstrumentCard) -> str:
 
 
 def _state_line(card: InstrumentCard) -> str:
-    if card.state is None:
+    reading = card.reading
+    if reading is None:
         return "no state received"
-    state, age_s = card.state
-    return f"state {ago(age_s)}: {state_text(state)}"
-
-
-def _reachable(card: InstrumentCard) -> list[tuple[str, str]]:
-    return [(name, signature) for name, signature in card.methods if name not in card.hidden]
+    text = f"state {ago(reading.age_s)}"
+    if reading.stale:
+        text += f", STALE (one is due each {duration(reading.interval_s)})"
+    return f"{text}: {state_text(reading.value)}"
 
 
 def _hidden_line(card: InstrumentCard) -> str:
-    names = ", ".join(f'call("{name}")' for name in card.hidden)
+    methods = {each.name for each in card.methods}
+    names = ", ".join(f'{"call" if name in methods else "get"}("{name}")' for name in card.hidden)
     return f"the driver has these as well, under names that this object uses itself: {names}"
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
 from typing import Any, NamedTuple
 
-from labmesh.protocol.messages import Description, MethodInfo
+from labmesh.blocking.limits import method_doc, value_marks
+from labmesh.protocol.messages import Description, MethodInfo, ValueInfo
 
 __all__ = ["Driver", "Invoke", "changes", "remote_method", "signature_from"]
 
@@ -32,6 +33,8 @@ class Driver(NamedTuple):
     methods: Mapping[str, MethodInfo]
     signatures: Mapping[str, Signature]
     state_interval_s: float
+    #: what can be read, and where it says so written
+    values: Mapping[str, ValueInfo]
 
     @classmethod
     def of(cls, description: Description) -> Driver:
@@ -44,7 +47,13 @@ class Driver(NamedTuple):
             methods=methods,
             signatures={name: signature_from(each.signature) for name, each in methods.items()},
             state_interval_s=description.state_interval_s,
+            values={each.name: each for each in description.values if each.name not in methods},
         )
+
+    @property
+    def names(self) -> list[str]:
+        """Methods and values."""
+        return [*self.methods, *self.values]
 
 
 def remote_method(driver: Driver, name: str, invoke: Invoke) -> Callable[..., Any]:
@@ -55,7 +64,7 @@ def remote_method(driver: Driver, name: str, invoke: Invoke) -> Callable[..., An
 
     method.__name__ = name
     method.__qualname__ = f"{driver.name}.{name}"
-    method.__doc__ = driver.methods[name].doc or None
+    method.__doc__ = method_doc(driver.methods[name]) or None
     method.__signature__ = driver.signatures[name]  # type: ignore[attr-defined]
     return method
 
@@ -65,17 +74,25 @@ def changes(before: Driver, after: Driver) -> list[str]:
     said = []
     if before.name != after.name:
         said.append(f"the driver is {after.name}, it was {before.name}")
-    gone = sorted(before.methods.keys() - after.methods.keys())
-    new = sorted(after.methods.keys() - before.methods.keys())
+    gone = sorted(set(before.names) - set(after.names))
+    new = sorted(set(after.names) - set(before.names))
     if gone:
         said.append(f"gone: {', '.join(gone)}")
     if new:
         said.append(f"new: {', '.join(new)}")
-    for name in sorted(before.methods.keys() & after.methods.keys()):
-        was, now = before.methods[name].signature, after.methods[name].signature
+    for name in sorted(set(before.names) & set(after.names)):
+        was, now = _usage(before, name), _usage(after, name)
         if was != now:
-            said.append(f"{name}{now} was {name}{was}")
+            said.append(f"{now} was {was}")
     return said
+
+
+def _usage(driver: Driver, name: str) -> str:
+    """How a method is called, or what a value is and may be."""
+    if name in driver.methods:
+        return f"{name}{driver.methods[name].signature}"
+    value = driver.values[name]
+    return f"{name}{value.type and f': {value.type}'} ({', '.join(value_marks(value))})"
 
 
 # ── signatures ──────────────────────────────────────────────────────────────────────────────────

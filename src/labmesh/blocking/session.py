@@ -11,13 +11,14 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from labmesh.blocking.background import BackgroundLoop
+from labmesh.blocking.calls import BlockingCalls
 from labmesh.blocking.methods import Driver, changes
 from labmesh.blocking.readings import Mailbox, Readings
 from labmesh.client import DirectorClientAgent
 from labmesh.errors import LabmeshError, NotFound
 from labmesh.feed import Reading
 from labmesh.listening import Subscription
-from labmesh.protocol.messages import NodeRecord
+from labmesh.protocol.messages import Access, BatchResult, NodeRecord
 from labmesh.protocol.topics import matches, subscription
 from labmesh.remote import RelayClient
 
@@ -48,6 +49,7 @@ class Session:
     def __init__(self, background: BackgroundLoop, client: DirectorClientAgent) -> None:
         self.client = client
         self._background = background
+        self._calls = BlockingCalls(background, client)
         self._drivers: dict[str, Driver] = {}
         self._describing = threading.Lock()
         # It may run in any thread, and at the exit of the interpreter the loop closes by itself.
@@ -59,12 +61,46 @@ class Session:
         return self._background.closed
 
     def close(self) -> None:
-        """End every subscription and connection; twice is fine."""
-        self._background.close()
+        """End every subscription and connection; twice is fine.
+
+        In the handler of a signal that came in the middle of a call it does not wait for the end,
+        which comes after that of the call.
+        """
+        if self._calls.is_under_way_here():
+            self._background.request_close()
+        else:
+            self._background.close()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the background loop and wait; see :meth:`BackgroundLoop.run`."""
         return self._background.run(work)
+
+    def call(
+        self,
+        relay_id: str,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout: float | None = None,
+        access: Access = "call",
+    ) -> Any:
+        """Run a driver's method, or read (``get``) or write (``set``) one of its values, and wait.
+
+        :param timeout: a hard deadline, seconds; None: as long as the relay shows that it runs.
+        """
+        return self._calls.call(relay_id, method, args, kwargs, timeout=timeout, access=access)
+
+    def batch(
+        self,
+        relay_id: str,
+        calls: list[Any],
+        *,
+        keep_going: bool = False,
+        timeout: float | None = None,
+    ) -> BatchResult:
+        """Several calls, back to back, as of the message :class:`Batch`; wait for all of them."""
+        return self._calls.batch(relay_id, calls, keep_going=keep_going, timeout=timeout)
 
     def subscribe(
         self, subscribe: Callable[[Callable[..., object]], Subscription], callback: Any
@@ -116,6 +152,7 @@ class Session:
         held = self._drivers.get(relay_id)
         if held is None or (record is not None and record.epoch != held.epoch):
             self._describe(relay_id, stacklevel=5)
+        self._calls.warm(relay_id)
         if self.client.health().up:
             self.run(self._follow_states())
 

@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError, Group, UnusedCliTokensError
 from cyclopts.completion.detect import ShellDetectionError
 
 import labmesh
-from labmesh.cli import datasets, mesh_commands, nodes
+from labmesh.cli import datasets, instrument_commands, mesh_commands, nodes
 from labmesh.cli.demo import demo
 from labmesh.cli.doctor import doctor
 from labmesh.cli.options import Options
@@ -27,6 +27,7 @@ from labmesh.cli.outcomes import (
 )
 from labmesh.cli.output import Output, PipedConsole, never_fail_to_encode
 from labmesh.cli.running import log_to_stderr
+from labmesh.cli.stubs import stubs
 from labmesh.cli.up import up
 
 __all__ = ["app", "main"]
@@ -56,9 +57,12 @@ def _build() -> App:
     root.command(up, group=begin)
     root.command(nodes.init, group=begin)
     root.command(mesh_commands.ls, group=use)
-    root.command(mesh_commands.show, group=use)
-    root.command(mesh_commands.call, group=use)
+    root.command(instrument_commands.show, group=use)
+    root.command(instrument_commands.call, group=use)
+    root.command(instrument_commands.get, group=use)
+    root.command(instrument_commands.set_value, name="set", group=use)
     root.command(mesh_commands.watch, group=use)
+    root.command(stubs, group=use)
     data = App(
         name="data", help="Datasets: list, show, store, fetch.", group=use, help_format="plaintext"
     )

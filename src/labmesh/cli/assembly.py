@@ -74,23 +74,31 @@ def make_bank(
 def make_relay(
     config: Config, entry: RelayEntry, driver: object, security: Security | None = None
 ) -> RelayAgent:
-    """A relay of ``[[relays]]``, for its driver, with what ``[relay]`` says for all of them."""
+    """A relay of ``[[relays]]``, for its driver, with what ``[relay]`` says for all of them.
+
+    :raises ConfigError: a name in ``read_only`` is none of the driver's methods.
+    """
     table = config.relay
-    return RelayAgent(
-        entry.id,
-        driver,
-        broker_rpc=table.broker_rpc,
-        rpc_bind=entry.bind,
-        state_pub=table.broker_xsub,
-        local_address=table.default_address,
-        broker_address=config.broker.address,
-        state_interval=config.state_interval_s(entry),
-        heartbeat_seconds=table.heartbeat_seconds,
-        upload_timeout=table.upload_timeout,
-        upload_retries=table.upload_retries,
-        upload_chunk=table.upload_chunk,
-        security=security,
-    )
+    try:
+        return RelayAgent(
+            entry.id,
+            driver,
+            broker_rpc=table.broker_rpc,
+            rpc_bind=entry.bind,
+            state_pub=table.broker_xsub,
+            local_address=table.default_address,
+            broker_address=config.broker.address,
+            state_interval=config.state_interval_s(entry),
+            heartbeat_seconds=table.heartbeat_seconds,
+            upload_timeout=table.upload_timeout,
+            upload_retries=table.upload_retries,
+            upload_chunk=table.upload_chunk,
+            read_only=entry.read_only,
+            require_lease=entry.require_lease,
+            security=security,
+        )
+    except ConfigError as exc:
+        raise ConfigError(f"relay {entry.id}: {exc}", **exc.detail) from exc
 
 
 def load_entry(entry: RelayEntry) -> object:

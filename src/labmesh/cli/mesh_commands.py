@@ -1,10 +1,10 @@
-"""Commands about instruments: ``ls``, ``show``, ``call``, ``watch``."""
+"""Commands about the whole mesh: ``ls`` and ``watch``."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
@@ -12,30 +12,32 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from msgspec.structs import asdict
 
+from labmesh.cli.news import sentence
 from labmesh.cli.options import ClientOptions
 from labmesh.cli.outcomes import DONE
-from labmesh.cli.output import Output, age, one_line, shown_state, shown_value, size
+from labmesh.cli.output import age, one_line, shown_state, size
 from labmesh.cli.running import connected, run
-from labmesh.cli.values import call_values
 from labmesh.client import DirectorClientAgent
-from labmesh.errors import ConfigError, NotFound
+from labmesh.errors import ConfigError, LinkLost
 from labmesh.feed import Reading
-from labmesh.protocol.ids import did_you_mean
-from labmesh.protocol.messages import Description, NodeRecord, Status
+from labmesh.protocol.messages import NodeRecord
 
-__all__ = ["call", "ls", "show", "watch"]
+__all__ = ["listed", "ls", "watch"]
+
+log = logging.getLogger(__name__)
 
 _OPTIONS = ClientOptions()
-#: A node that was just restarted is back by then.
-_FIND_S = 1.0
+#: The last states are waited for so long.
+_STATES_S = 2.0
 _OLD_S = 5.0
-_LOOK_AGAIN_S = 0.2
-_STATE_S = 1.5
+_LOOK_S = 0.25
 _WAITING_LINES = 100
 
 
 def ls(*, options: ClientOptions = _OPTIONS) -> int:
     """List who is on the mesh: relays with their instruments, and banks.
+
+    A last state is STALE when three states were due since, and none came.
 
     For example:
 
@@ -48,10 +50,15 @@ def ls(*, options: ClientOptions = _OPTIONS) -> int:
 async def _ls(options: ClientOptions) -> int:
     async with connected(options) as client:
         nodes = await client.list_nodes()
+        readings = await _last_readings(client, nodes)
         place = client.broker_rpc
     if options.json:
-        relays = [_listed(each) for each in nodes if each.kind == "relay"]
-        banks = [_listed(each) for each in nodes if each.kind == "bank"]
+        relays = [
+            {**listed(each), "last_state": _freshness(readings.get(each.node_id))}
+            for each in nodes
+            if each.kind == "relay"
+        ]
+        banks = [listed(each) for each in nodes if each.kind == "bank"]
         options.out.record({"broker": place, "relays": relays, "banks": banks})
     if not nodes:
         options.out.say(f"The broker at {place} answers, and nobody is registered with it.")
@@ -63,209 +70,49 @@ async def _ls(options: ClientOptions) -> int:
             each.node_id,
             each.title,
             each.state,
+            _last_state(readings.get(each.node_id)),
             each.endpoints.get("rpc") or each.endpoints["ingest"],
             f"{each.host} ({each.pid})",
         )
         for each in nodes
     ]
-    options.out.table(("KIND", "ID", "WHAT", "STATE", "ADDRESS", "HOST"), rows)
+    columns = ("KIND", "ID", "WHAT", "STATE", "LAST STATE", "ADDRESS", "HOST")
+    options.out.table(columns, rows)
     return DONE
 
 
-def _listed(record: NodeRecord) -> dict[str, Any]:
+async def _last_readings(
+    client: DirectorClientAgent, nodes: Sequence[NodeRecord]
+) -> dict[str, Reading]:
+    """The last state of each relay that has given one."""
+    relays = [each.node_id for each in nodes if each.kind == "relay"]
+    if relays:
+        try:
+            async with asyncio.timeout(_STATES_S):
+                await client.follow_states()
+        except (TimeoutError, LinkLost) as exc:
+            # Who is there is worth telling, also without how they are.
+            log.warning("the broker tells no states: %s", exc or "no answer")
+    found = {each: client.last_reading(each) for each in relays}
+    return {relay_id: reading for relay_id, reading in found.items() if reading is not None}
+
+
+def _last_state(reading: Reading | None) -> str:
+    if reading is None:
+        return "-"
+    return f"{age(reading.age_s)} ago{', STALE' if reading.stale else ''}"
+
+
+def _freshness(reading: Reading | None) -> dict[str, Any] | None:
+    if reading is None:
+        return None
+    return {"age_s": reading.age_s, "interval_s": reading.interval_s, "stale": reading.stale}
+
+
+def listed(record: NodeRecord) -> dict[str, Any]:
     """A line of the directory, with its id under the name that the rest of the interface uses."""
     content = asdict(record)
     return {f"{record.kind}_id": content.pop("node_id"), **content}
-
-
-def show(
-    node: Annotated[str, Parameter(help="The id of a relay or bank.")],
-    /,
-    *,
-    options: ClientOptions = _OPTIONS,
-) -> int:
-    """Show a relay (methods, state, status, with ages) or a bank (what it holds).
-
-    For example:
-
-        labmesh show Inst-0
-        labmesh show bank-0 --json
-    """
-    return run(_show(node, options))
-
-
-async def _show(node_id: str, options: ClientOptions) -> int:
-    async with connected(options) as client:
-        record = await _find(client, node_id)
-        if record.kind == "bank":
-            bank = await client.get_databank_agent(node_id)
-            _show_bank(record, await bank.status(), options.out)
-            return DONE
-        relay = await client.get_relay_agent(node_id)
-        description, status = await asyncio.gather(relay.describe(), relay.status())
-        reading = await _last_reading(client, node_id) if description.state_interval_s else None
-    _show_relay(record, description, status, reading, options.out)
-    return DONE
-
-
-async def _find(client: DirectorClientAgent, node_id: str) -> NodeRecord:
-    """The record of a relay or bank; one that was just restarted may take a moment."""
-    deadline = time.monotonic() + _FIND_S
-    while True:
-        nodes = await client.list_nodes()
-        for each in nodes:
-            if each.node_id == node_id:
-                return each
-        if time.monotonic() > deadline:
-            known = [each.node_id for each in nodes]
-            near = did_you_mean(node_id, known)
-            raise NotFound(
-                f"no relay or bank {node_id!r} is on the mesh{near and f' ({near})'}; the broker "
-                f"is fine, and lists {', '.join(known) or 'nobody'}",
-                known=known,
-            )
-        await asyncio.sleep(_LOOK_AGAIN_S)
-
-
-async def _last_reading(client: DirectorClientAgent, relay_id: str) -> Reading | None:
-    found: asyncio.Future[Reading] = asyncio.get_running_loop().create_future()
-
-    def take(reading: Reading) -> None:
-        if reading.relay_id == relay_id and not found.done():
-            found.set_result(reading)
-
-    subscription = client.on_reading(take)
-    try:
-        async with asyncio.timeout(_STATE_S):
-            return await found
-    except TimeoutError:
-        return None
-    finally:
-        subscription.cancel()
-
-
-def _show_relay(
-    record: NodeRecord,
-    description: Description,
-    status: Status,
-    reading: Reading | None,
-    out: Output,
-) -> None:
-    state = None if reading is None else {"value": reading.value, "age_s": reading.age_s}
-    if out.json:
-        methods = [asdict(each) for each in description.methods]
-        out.record(
-            {
-                **_listed(record),
-                "driver": description.driver,
-                "doc": description.doc,
-                "methods": methods,
-                "state_interval_s": description.state_interval_s,
-                "last_state": state,
-                "uptime_s": status.uptime_s,
-                "status": status.facts,
-            }
-        )
-        return
-    facts = status.facts
-    out.line(f"{record.node_id}: {one_line(description.driver)}", "bold")
-    _print_doc(description.doc, out, "  ")
-    out.line(f"  at {record.endpoints['rpc']} on {record.host}, pid {record.pid}")
-    out.line(f"  up for {age(status.uptime_s)}, {record.state}; {_heartbeat(facts)}")
-    out.line(f"  driver {_busy(facts)}")
-    if reading is not None:
-        out.line(f"  state, {age(reading.age_s)} old: {shown_state(reading.value)}")
-    elif not description.state_interval_s:
-        out.line("  no state: the driver has no poll()")
-    if facts.get("state_error"):
-        out.line(f"  poll() fails: {facts['state_error']}", "red")
-    out.line()
-    out.line("Methods", "bold")
-    for method in description.methods:
-        out.line(f"  {method.name}{one_line(method.signature)}", "cyan")
-        _print_doc(method.doc, out, "      ")
-    out.line()
-    out.line(f"Call one: labmesh call {record.node_id} METHOD [VALUE ...] [name=VALUE ...]")
-
-
-def _print_doc(doc: str, out: Output, indent: str) -> None:
-    for line in doc.strip().splitlines():
-        out.line(f"{indent}{line.strip()}" if line.strip() else "")
-
-
-def _heartbeat(facts: dict[str, Any]) -> str:
-    if not facts.get("registered"):
-        return "it is not registered with its broker"
-    return f"last heartbeat {age(facts.get('heartbeat_age_s'))} ago"
-
-
-def _busy(facts: dict[str, Any]) -> str:
-    method = facts.get("busy_with")
-    queued = facts.get("queued", 0)
-    waiting = f", {queued} waiting" if queued else ""
-    if method:
-        return f"busy with {method} for {age(facts.get('busy_s'))}{waiting}"
-    return f"idle{waiting}"
-
-
-def _show_bank(record: NodeRecord, status: Status, out: Output) -> None:
-    facts = status.facts
-    if out.json:
-        out.record({**_listed(record), "uptime_s": status.uptime_s, "status": facts})
-        return
-    out.line(f"{record.node_id}: bank in {facts.get('folder', record.title)}", "bold")
-    out.line(f"  uploads at {record.endpoints['ingest']}")
-    out.line(f"  downloads at {record.endpoints['retrieve']} on {record.host}, pid {record.pid}")
-    out.line(f"  up for {age(status.uptime_s)}, {record.state}; {_heartbeat(facts)}")
-    out.line(
-        f"  {facts.get('datasets', '?')} datasets, {facts.get('uploads_open', '?')} uploads "
-        f"under way, {size(facts.get('free_bytes'))} free"
-    )
-    out.line()
-    out.line(f"See them: labmesh data ls --bank {record.node_id}")
-
-
-def call(
-    relay: Annotated[str, Parameter(help="The relay's id.")],
-    method: Annotated[str, Parameter(help="The method of its driver.")],
-    /,
-    *arguments: Annotated[
-        str, Parameter(help="Values, and name=VALUE. Read as JSON, else as text.")
-    ],
-    options: ClientOptions = _OPTIONS,
-) -> int:
-    """Call a method of an instrument, and print what it returns.
-
-    A value is read as JSON where it is JSON (2.5, true, null, [1, 2], "text"), else it is text.
-    A text that looks like name=value is written as JSON: '"CH1=on"'. Without --timeout the call
-    lasts as long as the relay shows that it runs. Ctrl-C takes a call back that still waits.
-
-    For example:
-
-        labmesh call Inst-0 set_voltage value=2.5
-        labmesh call Inst-0 set_output true
-        labmesh call Scope-0 acquire 1 points=100 --timeout 5 --json
-    """
-    args, kwargs = call_values(arguments)
-    return run(_call(relay, method, args, kwargs, options))
-
-
-async def _call(
-    relay_id: str, method: str, args: list[Any], kwargs: dict[str, Any], options: ClientOptions
-) -> int:
-    async with connected(options) as client:
-        relay = await client.get_relay_agent(relay_id, wait=_FIND_S)
-        began = time.perf_counter()
-        value = await relay.invoke(method, args, kwargs, timeout=options.timeout)
-        seconds = time.perf_counter() - began
-    if options.json:
-        options.out.record(
-            {"relay_id": relay_id, "method": method, "value": value, "seconds": seconds}
-        )
-    elif value is not None:
-        options.out.line(shown_value(value))
-    options.out.say(f"{relay_id}.{method}: {age(seconds)}")
-    return DONE
 
 
 def watch(
@@ -280,7 +127,8 @@ def watch(
 ) -> int:
     """Print states and new datasets as they come, until Ctrl-C. The last known states come first.
 
-    Joining and leaving nodes, and states that could not be read, are told on stderr.
+    Joining and leaving nodes, leases, drivers that are stuck, and states that are stale or could
+    not be read, are told on stderr.
 
     For example:
 
@@ -300,6 +148,8 @@ class _Watch:
         self._only = only
         self._options = options
         self._lines: asyncio.Queue[Callable[[], None]] = asyncio.Queue(_WAITING_LINES)
+        self._last: dict[str, Reading] = {}
+        self._told_stale: set[str] = set()
 
     async def until(self, count: int | None) -> int:
         """Print so many lines; None: go on until interrupted."""
@@ -311,11 +161,27 @@ class _Watch:
             client.on_presence(self._presence)
             client.on_event(self._event)
             await self._tell_who_matches(client)
-            printed = 0
-            while count is None or printed < count:
-                (await self._lines.get())()
-                printed += 1
+            looking = asyncio.ensure_future(self._look_for_stale())
+            try:
+                printed = 0
+                while count is None or printed < count:
+                    (await self._lines.get())()
+                    printed += 1
+            finally:
+                looking.cancel()
         return DONE
+
+    async def _look_for_stale(self) -> None:
+        """Tell of relays whose states do not come any more: of them nothing else is printed."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            for relay_id, reading in self._last.items():
+                if reading.stale and relay_id not in self._told_stale:
+                    self._told_stale.add(relay_id)
+                    self._options.out.say(
+                        f"{relay_id}: STALE, its last state is {age(reading.age_s)} old, and one "
+                        f"is due each {age(reading.interval_s)}"
+                    )
 
     async def _tell_who_matches(self, client: DirectorClientAgent) -> None:
         known = [each.node_id for each in await client.list_nodes()]
@@ -332,6 +198,8 @@ class _Watch:
 
     async def _reading(self, reading: Reading) -> None:
         if self._matches(reading.relay_id):
+            self._last[reading.relay_id] = reading
+            self._told_stale.discard(reading.relay_id)
             await self._lines.put(lambda: self._print_reading(reading))
 
     async def _dataset(self, record: dict[str, Any]) -> None:
@@ -340,13 +208,15 @@ class _Watch:
 
     def _presence(self, change: dict[str, Any]) -> None:
         if self._matches(change["node_id"]):
+            if change["change"] == "left":
+                self._last.pop(change["node_id"], None)
             why = f" ({change['reason']})" if change["reason"] else ""
             self._options.out.say(f"{change['kind']} {change['node_id']}: {change['change']}{why}")
 
     def _event(self, node_id: str, kind: str, value: Any) -> None:
-        if kind == "state_error" and self._matches(node_id) and isinstance(value, dict):
-            text = f"{value.get('error')}: {value.get('text')}"
-            self._options.out.say(f"{node_id}: its poll() failed: {text}")
+        text = sentence(node_id, kind, value) if self._matches(node_id) else ""
+        if text:
+            self._options.out.say(text)
 
     def _print_reading(self, reading: Reading) -> None:
         out = self._options.out
@@ -358,6 +228,7 @@ class _Watch:
                     "value": reading.value,
                     "time": reading.time,
                     "age_s": reading.age_s,
+                    "stale": reading.stale,
                     "sequence": reading.sequence,
                     "missed": reading.missed,
                 }
@@ -365,7 +236,9 @@ class _Watch:
             return
         missed = f"  ({reading.missed} missed)" if reading.missed else ""
         # The last known state comes first, and its relay may be gone.
-        old = f"  ({age(reading.age_s)} old)" if reading.age_s > _OLD_S else ""
+        is_old = reading.stale or reading.age_s > _OLD_S
+        stale = ", STALE" if reading.stale else ""
+        old = f"  ({age(reading.age_s)} old{stale})" if is_old else ""
         out.line(
             f"{_clock(reading.time)}  {reading.relay_id}  {shown_state(reading.value)}{old}{missed}"
         )

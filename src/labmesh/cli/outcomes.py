@@ -18,6 +18,7 @@ from labmesh.errors import (
     InternalError,
     LabmeshError,
     LinkLost,
+    Locked,
     NoAnswer,
     NoSpace,
     NotFound,
@@ -90,6 +91,9 @@ OUTCOMES: dict[type[BaseException], Outcome] = {
     Conflict: Outcome(REFUSED, "give another name, id or port, or stop what holds it"),
     StaleEpoch: Outcome(NO_ANSWER, "try again; it was restarted meanwhile"),
     ChecksumMismatch: Outcome(CHECKSUM, "transfer it again; nothing was kept"),
+    Locked: Outcome(
+        REFUSED, "wait for its holder, or ask them: 'labmesh show RELAY' tells who that is"
+    ),
     Busy: Outcome(NO_ANSWER, "try again in a moment; 'labmesh show RELAY' tells what it does"),
     Cancelled: Outcome(FAILED, "call again; it did not run"),
     StorageError: Outcome(FAILED, "look at the bank's folder, its rights and its disk"),

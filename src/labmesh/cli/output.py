@@ -63,6 +63,11 @@ class Output:
         if not self.json:
             self._print(self._stdout, printable(text), style)
 
+    def text(self, text: str) -> None:
+        """Lines as they are; nothing with ``--json``."""
+        if not self.json:
+            self._write(text.rstrip("\n"))
+
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table for people; nothing with ``--json``."""
         if self.json:

@@ -14,6 +14,8 @@ from difflib import get_close_matches
 from inspect import Parameter, Signature
 from typing import Any
 
+from labmesh.instruments.members import sendable
+
 __all__ = ["Parameters", "shortened"]
 
 #: Further than any position: the place of a parameter that only a keyword can fill.
@@ -165,7 +167,7 @@ def _render(signature: Signature) -> str:
     except Exception:
         # Annotations and defaults are objects of the driver's author; their repr may do anything.
         return "(...)"
-    return text if len(text) <= _SIGNATURE_CHARS else "(...)"
+    return sendable(text, _SIGNATURE_CHARS) if len(text) <= _SIGNATURE_CHARS else "(...)"
 
 
 def _readable(parameter: Parameter) -> Parameter:

@@ -1,7 +1,8 @@
-"""The thread that runs a driver, one call at a time, and hands the results back in batches.
+"""The thread that runs a driver, one call at a time.
 
-A call costs one hand-off each way: the loop wakes the thread when it sleeps, the thread wakes the
-loop when no wake-up is under way. There is no future, task or executor a call.
+What is to be run comes from a queue, or, with a :class:`Source`, right from the socket that the
+thread reads itself: then a call costs no hand-off to another thread, neither on its way in nor with
+its result. A thread that is busy does not read; its relay's loop does so meanwhile.
 """
 
 from __future__ import annotations
@@ -12,26 +13,37 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from labmesh.errors import Busy, Expired, InternalError, LabmeshError, Stopping
-from labmesh.instruments.exposure import BoundCall
+from labmesh.errors import Busy, InternalError, LabmeshError, Stopping
+from labmesh.instruments.cooperation import set_current
 from labmesh.instruments.failures import driver_failure, unsendable_result
+from labmesh.instruments.jobs import Interrupted, Job, Outcome
 
-__all__ = ["DriverWorker", "Job", "Outcome", "RunningCall"]
+__all__ = ["DriverWorker", "RunningCall", "Source"]
 
 log = logging.getLogger(__name__)
 
 #: Results that are delivered before the loop does something else.
 _BATCH = 256
+#: Messages that are taken from a source in one go.
+_READ = 1024
+#: A source that was not emptied for so long is emptied before the next call, so that what waits in
+#: it is known, and gets its signs of life.
+READ_S = 0.005
 
 
-class Outcome(NamedTuple):
-    """How a job ended: with a value, or with an error (``error.executed`` tells whether it ran)."""
+class Source(Protocol):
+    """Where a worker finds calls. What it reads, it hands to :meth:`DriverWorker.submit`."""
 
-    value: Any = None
-    error: LabmeshError | None = None
+    def read(self) -> bool:
+        """Take one message; False: none is there. Called under the worker's lock."""
+
+    def wait(self) -> None:
+        """Until there may be something to read, or the bell rings. Called without the lock."""
+
+    def ring(self) -> None:
+        """End the wait; in any thread."""
 
 
 class RunningCall(NamedTuple):
@@ -40,23 +52,7 @@ class RunningCall(NamedTuple):
     method: str
     #: the worker's clock (monotonic seconds) when it began
     since: float
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A call and what becomes of it. ``done`` is called once, unless the job is cancelled.
-
-    :param call: what to run.
-    :param done: gets the outcome, on the loop.
-    :param begin: asked in the worker, right before the call; False: it is too late, do not run it.
-    :param prepare: turns the result into what ``done`` gets, in the worker: an encoder, so that a
-        large result does not hold up the loop, and one that cannot be encoded fails this call only.
-    """
-
-    call: BoundCall
-    done: Callable[[Outcome], None]
-    begin: Callable[[float], bool] | None = None
-    prepare: Callable[[Any], Any] | None = None
+    job: Job
 
 
 class DriverWorker:
@@ -71,6 +67,7 @@ class DriverWorker:
     :param threads: more than one only for a driver that is safe to call concurrently.
     :param max_queue: calls that may wait.
     :param on_batch: called on the loop after each batch of results, to flush what they caused.
+    :param on_busy: called in a thread, under the lock, when it begins with a job.
     :param clock: monotonic seconds.
     """
 
@@ -81,6 +78,7 @@ class DriverWorker:
         threads: int = 1,
         max_queue: int = 4096,
         on_batch: Callable[[], None] | None = None,
+        on_busy: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if threads < 1 or max_queue < 1:
@@ -88,6 +86,7 @@ class DriverWorker:
         self.name = name
         self._max_queue = max_queue
         self._on_batch = on_batch
+        self._on_busy = on_busy
         self._clock = clock
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
@@ -102,14 +101,20 @@ class DriverWorker:
         #: one entry a thread, each written by its thread alone
         self._running: list[RunningCall | None] = [None] * threads
 
-        # Guarded by the lock.
-        self._lock = threading.Lock()
+        #: Guards what follows, and what belongs to the source.
+        self.lock = threading.RLock()
         self._queue: OrderedDict[Job, None] = OrderedDict()
+        self._urgent: deque[Job] = deque()
         self._sleepers: list[threading.Lock] = []
         self._poll: Job | None = None
         self._poll_waits = False
         self._poll_is_due = False
         self._stopping = False
+        self._source: Source | None = None
+        #: a thread waits for the source
+        self._is_listening = False
+        #: when the source was last found empty
+        self._emptied_at = clock()
 
         #: what the threads finished and the loop has not delivered
         self._finished: deque[tuple[Job, Outcome]] = deque()
@@ -119,19 +124,30 @@ class DriverWorker:
     @property
     def running(self) -> RunningCall | None:
         """The call that has run longest, or None. Can be read in any thread at any time."""
-        calls = [call for call in self._running if call is not None]
+        calls = self.running_calls
         return min(calls, key=lambda call: call.since) if calls else None
+
+    @property
+    def running_calls(self) -> list[RunningCall]:
+        """What each busy thread runs. Can be read in any thread at any time."""
+        return [call for call in self._running if call is not None]
 
     @property
     def queued(self) -> int:
         """How many calls wait."""
         return len(self._queue)
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+    @property
+    def is_idle(self) -> bool:
+        """Nothing runs or waits, and a thread listens to the source. Hold the lock."""
+        return self._is_listening and not any(self._running)
+
+    def start(self, loop: asyncio.AbstractEventLoop, source: Source | None = None) -> None:
         """Start the thread; results go to ``loop``. Calls may have been submitted before."""
         if self._loop is not None or self._stopping:
             raise RuntimeError(f"the worker of {self.name} was started or closed before")
         self._loop = loop
+        self._source = source
         for thread in self._threads:
             thread.start()
             self._threads_left += 1
@@ -142,14 +158,22 @@ class DriverWorker:
         :raises Busy: the queue is full.
         :raises Stopping: the worker is closing.
         """
-        with self._lock:
+        with self.lock:
             self._refuse_if_stopping()
             if len(self._queue) >= self._max_queue:
                 raise self._busy()
             self._queue[job] = None
-            sleeper = self._sleepers.pop() if self._sleepers else None
-        if sleeper is not None:
-            sleeper.release()
+            self._wake_one()
+
+    def submit_urgent(self, job: Job) -> None:
+        """Queue a call ahead of all that waits, whatever the length of the queue.
+
+        :raises Stopping: the worker is closing.
+        """
+        with self.lock:
+            self._refuse_if_stopping()
+            self._urgent.append(job)
+            self._wake_one()
 
     def submit_poll(self, job: Job) -> bool:
         """Queue a poll behind the calls; False: skipped, the one before has not ended.
@@ -160,7 +184,7 @@ class DriverWorker:
 
         :raises Stopping: the worker is closing.
         """
-        with self._lock:
+        with self.lock:
             self._refuse_if_stopping()
             if self._poll is not None:
                 self._poll_is_due = True
@@ -168,18 +192,22 @@ class DriverWorker:
             self._poll = job
             self._poll_waits = True
             self._poll_is_due = False
-            sleeper = self._sleepers.pop() if self._sleepers else None
-        if sleeper is not None:
-            sleeper.release()
+            self._wake_one()
         return True
 
     def cancel(self, job: Job) -> bool:
         """True: taken out of the queue; it will not run, and ``done`` is not called."""
-        with self._lock:
+        with self.lock:
             if job not in self._queue:
                 return False
             del self._queue[job]
             return True
+
+    def look_at_source(self) -> None:
+        """Take what has arrived while all threads are busy. Hold the lock."""
+        now = self._clock()
+        if not self._is_listening and now - self._emptied_at > READ_S:
+            self._read(now)
 
     async def close(self, timeout_s: float = 5.0) -> bool:
         """Refuse what waits, let the running call end; False: it did not end in time.
@@ -211,55 +239,119 @@ class DriverWorker:
     def _serve(self, slot: int) -> None:
         awake = threading.Lock()
         awake.acquire()
-        # It makes its loop with the first coroutine: most drivers have none.
-        runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        hands = _Hands(self, slot)
         try:
             while (job := self._next(slot, awake)) is not None:
-                outcome = self._perform(job, runner)
-                self._running[slot] = None
-                self._report(job, outcome)
-                del job, outcome  # a thread that sleeps keeps no result alive
+                self._run(job, slot, hands)
+                del job  # a thread that sleeps keeps no result alive
         finally:
-            self._end(runner)
+            self._end(hands)
+
+    def _run(self, job: Job, slot: int, hands: _Hands) -> None:
+        outcome = self._perform(job, hands)
+        if job.on_loop:
+            self._running[slot] = None
+            self._report(job, outcome)
+            return
+        try:
+            with self.lock:
+                self._running[slot] = None
+                job.done(outcome)
+        except Exception:
+            # A fault of the relay's; the thread must live for the calls behind this one.
+            log.exception("%s: the result of %s was lost", self.name, job.method)
 
     def _next(self, slot: int, awake: threading.Lock) -> Job | None:
         """Wait for a job, which counts as running from here on; None: stop."""
+        lock = self.lock
         while True:
-            with self._lock:
-                job = None if self._stopping else self._pop()
+            with lock:
+                if self._stopping:
+                    return None
+                source = None if self._is_listening else self._source
+                if source is not None:
+                    now = self._clock()
+                    if not self._has_work() or now - self._emptied_at > READ_S:
+                        self._read(now)
+                job = self._pop()
                 if job is not None:
-                    self._running[slot] = RunningCall(job.call.method, self._clock())
-                if job is not None or self._stopping:
+                    self._running[slot] = RunningCall(job.method, self._clock(), job)
+                    if self._on_busy is not None:
+                        self._on_busy()
+                    if source is not None and self._sleepers:
+                        self._sleepers.pop().release()  # somebody else can listen meanwhile
                     return job
-                self._sleepers.append(awake)
-            # Outside the lock, which the one that wakes this thread has just let go of: a condition
-            # variable, whose waiter wants the lock back at once, costs 10 µs more a call.
-            awake.acquire()
+                if source is not None:
+                    self._is_listening = True
+                else:
+                    self._sleepers.append(awake)
+            if source is not None:
+                source.wait()
+                with lock:
+                    self._is_listening = False
+                    self._emptied_at = self._clock()
+            else:
+                # Outside the lock, which the one that wakes this thread has just let go of: a
+                # condition variable, whose waiter wants the lock back at once, costs 10 µs more.
+                awake.acquire()
+
+    def _read(self, now: float) -> None:
+        """Take one call from the source, or all when that was not done for a while."""
+        source = self._source
+        if source is None:
+            return
+        everything = now - self._emptied_at > READ_S
+        for _ in range(_READ):
+            if not source.read():
+                break
+            if self._queue and not everything:
+                return
+        self._emptied_at = now
+
+    def _has_work(self) -> bool:
+        return bool(self._queue or self._urgent or self._poll_waits)
 
     def _pop(self) -> Job | None:
+        if self._urgent:
+            return self._urgent.popleft()
         if self._poll_waits and (self._poll_is_due or not self._queue):
             self._poll_waits = False
             return self._poll
         return self._queue.popitem(last=False)[0] if self._queue else None
 
-    def _perform(self, job: Job, runner: asyncio.Runner) -> Outcome:
-        method = job.call.method
+    def poll_between(self, slot: int, hands: _Hands) -> None:
+        """Run a poll that waits, between two items of a long call; in the thread of that call."""
+        with self.lock:
+            if not self._poll_waits:
+                return
+            self._poll_waits = False
+            poll = self._poll
+            assert poll is not None
+        running = self._running[slot]
+        self._report(poll, self._perform(poll, hands))
+        if running is not None:
+            set_current(running.job.flag)
+
+    def _perform(self, job: Job, hands: _Hands) -> Outcome:
+        method = job.method
         try:
-            if job.begin is not None and not job.begin(self._clock()):
-                return Outcome(error=_too_late(method))
+            error = job.refusal(self._clock())
         except Exception as exc:
             # A fault of the relay's check; the thread must live for the calls behind this one.
             log.exception("%s: the check before %s failed", self.name, method)
-            return Outcome(error=InternalError(f"{method} was not run: {type(exc).__name__}"))
+            error = InternalError(f"{method} was not run: {type(exc).__name__}")
+        if error is not None:
+            return Outcome(error=error)
+        set_current(job.flag)
         try:
-            value = job.call.run()
-            if hasattr(type(value), "__await__"):
-                value = _await(value, runner)
+            value = job.execute(hands)
+        except Interrupted as exc:
+            return Outcome(error=driver_failure(exc, method=method, relay_id=self.name))
         except BaseException as exc:
             # Everything, SystemExit and KeyboardInterrupt too: a driver never ends its relay.
             return Outcome(error=driver_failure(exc, method=method, relay_id=self.name))
-        if job.prepare is None:
-            return Outcome(value)
+        finally:
+            set_current(None)
         try:
             return Outcome(job.prepare(value))
         except BaseException as exc:
@@ -275,20 +367,21 @@ class DriverWorker:
         if self._wake_is_sent and not self._loop.is_closed():
             return
         self._wake_is_sent = True
-        if not self._call_on_loop(self._deliver):
+        if not self.call_on_loop(self._deliver):
             # Nobody is left to hear of them: the calls that wait must not move an instrument.
             log.warning("%s: the event loop was closed while its driver worked", self.name)
             self._stop(Stopping(f"{self.name} has ended"))
 
-    def _end(self, runner: asyncio.Runner) -> None:
+    def _end(self, hands: _Hands) -> None:
         try:
-            runner.close()
+            hands.runner.close()
         except Exception:
             # Tasks that a driver left on the loop are ended here, and are its author's code.
             log.exception("%s: the event loop of its driver did not close", self.name)
-        self._call_on_loop(self._thread_ended)
+        self.call_on_loop(self._thread_ended)
 
-    def _call_on_loop(self, callback: Callable[[], None]) -> bool:
+    def call_on_loop(self, callback: Callable[[], None]) -> bool:
+        """Have the loop call this; False: the loop has ended. In any thread."""
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(callback)
@@ -297,6 +390,12 @@ class DriverWorker:
         return True
 
     # ── on the loop, or in any thread ───────────────────────────────────────────────────────────
+
+    def _wake_one(self) -> None:
+        if self._sleepers:
+            self._sleepers.pop().release()
+        elif self._is_listening and self._source is not None:
+            self._source.ring()
 
     def _deliver(self) -> None:
         self._wake_is_sent = False
@@ -310,7 +409,7 @@ class DriverWorker:
                 job.done(outcome)
             except (Exception, asyncio.CancelledError):
                 # One callback must not cost the others of the batch their results.
-                log.exception("%s: the result of %s was lost", self.name, job.call.method)
+                log.exception("%s: the result of %s was lost", self.name, job.method)
         if self._finished and self._loop is not None:
             self._wake_is_sent = True
             self._loop.call_soon(self._deliver)
@@ -328,15 +427,22 @@ class DriverWorker:
 
     def _stop(self, refusal: LabmeshError) -> None:
         """Take nothing more; what waits ends with ``refusal``; the threads end."""
-        with self._lock:
+        with self.lock:
             self._stopping = True
-            waiting = list(self._queue)
+            waiting = [*self._urgent, *self._queue]
             if self._poll is not None and self._poll_waits:
                 waiting.append(self._poll)
             self._queue.clear()
+            self._urgent.clear()
             self._poll_waits = False
             sleepers, self._sleepers = self._sleepers, []
-        self._finished.extend((job, Outcome(error=refusal)) for job in waiting)
+            if self._source is not None:
+                self._source.ring()
+            for job in waiting:
+                if job.on_loop:
+                    self._finished.append((job, Outcome(error=refusal)))
+                else:
+                    job.done(Outcome(error=refusal))
         for sleeper in sleepers:
             sleeper.release()
 
@@ -371,25 +477,38 @@ class DriverWorker:
                 )
 
 
-def _too_late(method: str) -> Expired:
-    return Expired(
-        f"{method} waited in the queue until its deadline passed; it was not run and will not be"
-    )
+class _Hands:
+    """What one thread lends to the job that it runs."""
+
+    def __init__(self, worker: DriverWorker, slot: int) -> None:
+        self._worker = worker
+        self._slot = slot
+        # It makes its loop with the first coroutine: most drivers have none.
+        self.runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+
+    def settle(self, value: Any, job: Job) -> Any:
+        """The value; of an awaitable, what it gives on the thread's own event loop."""
+        if not hasattr(type(value), "__await__"):
+            return value
+        result, exc = self.runner.run(_settled(value, job))
+        if exc is None:
+            return result
+        try:
+            raise exc
+        finally:
+            del exc  # or this frame and the traceback keep each other, and the driver's locals
+
+    def pause(self) -> None:
+        """Between two items: the state must not wait for the end of a long scan."""
+        self._worker.poll_between(self._slot, self)
 
 
-def _await(awaitable: Awaitable[Any], runner: asyncio.Runner) -> Any:
-    value, exc = runner.run(_settle(awaitable))
-    if exc is None:
-        return value
-    try:
-        raise exc
-    finally:
-        del exc  # or this frame and the traceback keep each other, and the driver's locals, alive
-
-
-async def _settle(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+async def _settled(awaitable: Awaitable[Any], job: Job) -> tuple[Any, BaseException | None]:
+    job.in_coroutine(asyncio.get_running_loop(), asyncio.current_task())
     try:
         return await awaitable, None
     except BaseException as exc:
         # A SystemExit that left the task would stop the loop and be logged as never retrieved.
         return None, exc
+    finally:
+        job.in_coroutine(asyncio.get_running_loop(), None)

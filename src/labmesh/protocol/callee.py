@@ -1,23 +1,45 @@
-"""The callee's open calls.
+"""The callee's calls: those that are open, and for a while how those ended that are not.
 
-The callee's promise: a call that has not begun by its deadline never begins.
+The callee's promises: a call that has not begun by its deadline never begins; and a call of a
+session runs at most once, however often it is sent, over whatever connection.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections import deque
+from collections.abc import Hashable
+from typing import Any, Literal
 
-from labmesh.errors import Busy, Conflict, Expired, NotFound, ProtocolError, StaleEpoch
+from labmesh.errors import (
+    Busy,
+    Cancelled,
+    Conflict,
+    Expired,
+    NotFound,
+    OutcomeUnknown,
+    ProtocolError,
+    StaleEpoch,
+)
 from labmesh.protocol.alarms import Alarms
-from labmesh.protocol.messages import Alive, Call, Request
+from labmesh.protocol.codec import Buffer
+from labmesh.protocol.messages import Alive, CallOutcome, Invocation, Request
 
 __all__ = ["Callee", "OpenCall", "admit"]
 
 #: A callee sends the first sign of life when a call outlasts this, and then one an interval.
 FIRST_SIGN_S = 0.05
 SIGN_INTERVAL_S = 1.0
+#: How long, how many, and how much of the replies of calls that ended is kept for who asks again.
+KEEP_S = 600.0
+MAX_KEPT = 50_000
+MAX_KEPT_BYTES = 64 * 2**20
+#: A larger reply is not kept.
+MAX_KEPT_REPLY_BYTES = 64 * 2**10
+_MAX_SESSIONS = 10_000
+
+Owner = Hashable
+Ended = Literal["returned", "raised", "not_run"]
 
 
 def admit(request: Request, *, node_id: str, epoch: str, now: float) -> None:
@@ -45,93 +67,268 @@ def admit(request: Request, *, node_id: str, epoch: str, now: float) -> None:
             raise Expired("the deadline passed on the way; it was not run and will not be")
 
 
-@dataclass(slots=True, eq=False)
 class OpenCall:
-    """A call that a callee has taken and not yet answered.
+    """A call that a callee has taken. The shell may extend it by what it needs to run it.
 
-    ``begun`` is set by the thread that runs the driver (one attribute store, so no lock).
+    ``begun_at`` is set right before the driver runs.
     """
 
-    peer: bytes
-    call: Call
-    #: in the callee's clock, capped; never None
-    deadline: float
-    begun: bool = field(default=False)
+    __slots__ = (
+        "accepted_at",
+        "begun_at",
+        "deadline",
+        "ended",
+        "ended_at",
+        "id",
+        "kept",
+        "method",
+        "origin",
+        "owner",
+        "repeats",
+        "reply",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        origin: Any,
+        call_id: str,
+        method: str,
+        *,
+        deadline: float,
+        kept: bool,
+        now: float,
+    ) -> None:
+        self.owner = owner
+        #: it is remembered when it has ended: it belongs to a session
+        self.kept = kept
+        #: where its replies go; the newest connection that sent it
+        self.origin = origin
+        self.id = call_id
+        self.method = method
+        #: in the callee's clock, capped; never None
+        self.deadline = deadline
+        self.accepted_at = now
+        self.begun_at: float | None = None
+        self.ended: Ended | None = None
+        self.ended_at = now
+        #: the frames of its last reply, while they are kept
+        self.reply: list[Buffer] | None = None
+        #: how often it was sent again
+        self.repeats = 0
 
     @property
-    def state(self) -> Literal["queued", "running"]:
-        return "running" if self.begun else "queued"
+    def state(self) -> CallOutcome:
+        """How it stands, or how it ended."""
+        if self.ended is not None:
+            return self.ended
+        return "queued" if self.begun_at is None else "running"
 
-    def begin(self, now: float) -> bool:
-        """May it begin now? False: its deadline has passed. Asked right before it runs."""
-        if now >= self.deadline:
-            return False
-        self.begun = True
-        return True
+    @property
+    def since(self) -> float:
+        """When it got into its state."""
+        if self.ended is not None:
+            return self.ended_at
+        return self.accepted_at if self.begun_at is None else self.begun_at
+
+    def in_time(self, now: float) -> bool:
+        """May it begin now? Asked right before it runs."""
+        return now < self.deadline
 
 
 class Callee:
-    """The open calls of one relay.
+    """The calls of one relay.
 
-    :param max_open: calls that one connection may have open.
+    An *owner* stands for one client: its session, or its connection when it has none. Only the
+    calls of a session are remembered when they have ended. Their ids are decimal numbers that grow,
+    so that one number a session tells which ids are too old to be known.
+
+    :param max_open: calls that one owner may have open.
     :param limit_s: the longest that any call may wait for its turn.
+    :param began_at: of calls that were sent earlier it knows nothing: another one had them.
     """
 
-    def __init__(self, *, max_open: int = 4096, limit_s: float = 86_400.0) -> None:
+    def __init__(
+        self,
+        *,
+        max_open: int = 4096,
+        limit_s: float = 86_400.0,
+        began_at: float = -math.inf,
+    ) -> None:
         self._max_open = max_open
+        self._began_at = began_at
         self._limit_s = limit_s
-        self._open: dict[tuple[bytes, str], OpenCall] = {}
-        self._deadlines = Alarms[tuple[bytes, str]]()
-        self._signs = Alarms[tuple[bytes, str]]()
-        self._count: dict[bytes, int] = {}
+        #: open calls, and those of sessions that ended and are remembered
+        self._calls: dict[tuple[Owner, str], OpenCall] = {}
+        self._open_of: dict[Owner, int] = {}
+        #: those that are too new for a sign of life; most calls end as such
+        self._young: deque[OpenCall] = deque()
+        self._deadlines = Alarms[int]()
+        self._signs = Alarms[int]()
+        self._lasting: dict[int, OpenCall] = {}
+        self._ended: deque[OpenCall] = deque()
+        self._kept_bytes = 0
+        #: session → the highest of its ids that were forgotten
+        self._forgotten: dict[Owner, int] = {}
+        self._forgotten_until = -math.inf
+        #: ids that were declared as never to run, with the time when they were
+        self._withdrawn: dict[tuple[Owner, str], float] = {}
 
     def __len__(self) -> int:
-        return len(self._open)
+        return sum(self._open_of.values())
 
-    def accept(self, peer: bytes, call: Call, now: float) -> OpenCall:
-        """Take a call in.
+    @property
+    def remembered(self) -> int:
+        """How many calls that have ended are known."""
+        return len(self._ended)
 
-        :raises Conflict: this connection already has an open call of this id.
-        :raises Busy: this connection has too many open calls.
+    # ── calls come ──────────────────────────────────────────────────────────────────────────────
+
+    def find_repeated(
+        self, owner: Owner, request: Invocation, method: str, origin: Any, now: float
+    ) -> OpenCall | None:
+        """The call that was sent before under this id; its replies go to ``origin`` from now on.
+
+        None: it is a new one.
+
+        :raises Conflict: the id belongs to another call.
+        :raises Cancelled: its owner was told that it will never run.
+        :raises OutcomeUnknown: the id is too old: whether it ran is forgotten.
+        :raises ProtocolError: the id is not what ids of a session are.
         """
-        key = (peer, call.id)
-        if key in self._open:
-            raise Conflict(f"call {call.id} is already open; a new call needs a new id")
-        count = self._count.get(peer, 0)
-        if count >= self._max_open:
-            raise Busy(
-                f"{count} calls of this connection are open, the limit; wait for some to end"
-            )
-        limit = now + self._limit_s
-        deadline = limit if call.deadline is None else min(call.deadline, limit)
-        open_call = OpenCall(peer, call, deadline)
-        self._open[key] = open_call
-        self._deadlines.set(key, deadline)
-        self._signs.set(key, now + FIRST_SIGN_S)
-        self._count[peer] = count + 1
-        return open_call
+        key = (owner, request.id)
+        known = self._calls.get(key)
+        if known is not None:
+            if not request.session:
+                raise Conflict(f"call {request.id} is already open; a new call needs a new id")
+            if known.method != method:
+                raise Conflict(f"call {request.id} was {known.method}; a new call needs a new id")
+            known.origin = origin
+            known.repeats += 1
+            return known
+        if request.session:
+            if _number(request.id) <= self._forgotten.get(owner, 0):
+                raise OutcomeUnknown(
+                    f"call {request.id} is too long ago: whether it ran is not known any more"
+                )
+            if key in self._withdrawn:
+                raise Cancelled(f"call {request.id} was given up; it did not run and will not")
+        return None
 
-    def find(self, peer: bytes, call_id: str) -> OpenCall:
-        """:raises NotFound: this connection has no open call of this id."""
-        found = self._open.get((peer, call_id))
-        if found is None:
+    def accept(self, opened: OpenCall) -> None:
+        """Take a new call in.
+
+        :raises Busy: its owner has too many open calls.
+        """
+        owner, now = opened.owner, opened.accepted_at
+        count = self._open_of.get(owner, 0)
+        if count >= self._max_open:
+            raise Busy(f"{count} calls of this client are open, the limit; wait for some to end")
+        self._calls[owner, opened.id] = opened
+        self._open_of[owner] = count + 1
+        if opened.deadline < now + FIRST_SIGN_S:
+            self._watch(opened)
+        else:
+            self._young.append(opened)
+        if self._ended:
+            self._forget(now)
+
+    def refused(self, owner: Owner, call_id: str, now: float) -> None:
+        """A call of a session was refused: it must not run either when it comes once more."""
+        self._withdraw((owner, call_id), now)
+
+    def deadline_of(self, deadline: float | None, now: float) -> float:
+        """When a call that asks for this deadline must have begun."""
+        limit = now + self._limit_s
+        return limit if deadline is None or deadline > limit else deadline
+
+    def find(self, owner: Owner, call_id: str) -> OpenCall:
+        """:raises NotFound: this client has no open call of this id."""
+        found = self._calls.get((owner, call_id))
+        if found is None or found.ended is not None:
             raise NotFound(f"no call {call_id} is open here; it has ended, or never arrived")
         return found
 
-    def finish(self, open_call: OpenCall) -> bool:
-        """The call ended; False: it had been ended before (there is nobody to tell)."""
-        key = (open_call.peer, open_call.call.id)
-        if self._open.get(key) is not open_call:
+    # ── calls end ───────────────────────────────────────────────────────────────────────────────
+
+    def finish(
+        self, opened: OpenCall, outcome: Ended, reply: list[Buffer] | None, now: float
+    ) -> bool:
+        """The call ended; False: it had been ended before, and there is nobody to tell."""
+        if opened.ended is not None:
             return False
-        del self._open[key]
-        self._deadlines.drop(key)
-        self._signs.drop(key)
-        left = self._count[open_call.peer] - 1
+        opened.ended, opened.ended_at = outcome, now
+        owner = opened.owner
+        left = self._open_of[owner] - 1
         if left:
-            self._count[open_call.peer] = left
+            self._open_of[owner] = left
         else:
-            del self._count[open_call.peer]
+            del self._open_of[owner]
+        if self._lasting:
+            key = id(opened)
+            if self._lasting.pop(key, None) is not None:
+                self._deadlines.drop(key)
+                self._signs.drop(key)
+        if not opened.kept:
+            del self._calls[owner, opened.id]
+            return True
+        self._ended.append(opened)
+        if reply is not None:
+            size = sum(map(len, reply))
+            if size <= MAX_KEPT_REPLY_BYTES:
+                opened.reply = reply
+                self._kept_bytes += size
         return True
+
+    def _forget(self, now: float) -> None:
+        ended = self._ended
+        while ended and (
+            len(ended) > MAX_KEPT
+            or self._kept_bytes > MAX_KEPT_BYTES
+            or ended[0].ended_at + KEEP_S < now
+        ):
+            oldest = ended.popleft()
+            if oldest.reply is not None:
+                self._kept_bytes -= sum(map(len, oldest.reply))
+            del self._calls[oldest.owner, oldest.id]
+            known = self._forgotten.pop(oldest.owner, 0)
+            self._forgotten[oldest.owner] = max(known, _number(oldest.id))
+            self._forgotten_until = max(self._forgotten_until, oldest.accepted_at)
+        while len(self._forgotten) > _MAX_SESSIONS:
+            del self._forgotten[next(iter(self._forgotten))]
+        while self._withdrawn and next(iter(self._withdrawn.values())) + KEEP_S < now:
+            del self._withdrawn[next(iter(self._withdrawn))]
+
+    # ── questions ───────────────────────────────────────────────────────────────────────────────
+
+    def look_up(self, owner: Owner, call_id: str, age_s: float, now: float) -> OpenCall | None:
+        """What became of a call of this client; None: it never arrived, and it will not run.
+
+        :param age_s: how long ago it was sent.
+        :raises OutcomeUnknown: it is too long ago to tell.
+        """
+        key = (owner, call_id)
+        known = self._calls.get(key)
+        if known is not None:
+            return known
+        if now - age_s < self._began_at:
+            raise OutcomeUnknown(
+                f"call {call_id} was sent before this relay was started: only the one before knew "
+                "whether it ran; look at the instrument"
+            )
+        self._forget(now)
+        is_old = _number(call_id) <= self._forgotten.get(owner, 0)
+        if is_old or now - age_s <= self._forgotten_until:
+            raise OutcomeUnknown(f"call {call_id} is too long ago: whether it ran is forgotten")
+        self._withdraw(key, now)
+        return None
+
+    def _withdraw(self, key: tuple[Owner, str], now: float) -> None:
+        if len(self._withdrawn) >= MAX_KEPT:
+            del self._withdrawn[next(iter(self._withdrawn))]
+        self._withdrawn[key] = now
+
+    # ── time ────────────────────────────────────────────────────────────────────────────────────
 
     def overdue(self, now: float) -> list[OpenCall]:
         """Calls that wait beyond their deadline, each told once.
@@ -139,17 +336,47 @@ class Callee:
         The shell takes them out of the queue; one that it does not find there any more is about to
         be asked whether it may begin, and may not.
         """
-        over = [self._open[key] for key in self._deadlines.ring(now)]
-        return [each for each in over if not each.begun]
+        self._grow_up(now)
+        over = [self._lasting[key] for key in self._deadlines.ring(now)]
+        return [each for each in over if each.begun_at is None]
 
     def signs(self, now: float) -> list[tuple[OpenCall, Alive]]:
         """The signs of life that are due."""
-        due = [(key, self._open[key]) for key in self._signs.ring(now)]
-        for key, _ in due:
+        self._grow_up(now)
+        due = self._signs.ring(now)
+        for key in due:
             self._signs.set(key, now + SIGN_INTERVAL_S)
-        return [(each, Alive(id=each.call.id, state=each.state)) for _, each in due]
+        calls = [self._lasting[key] for key in due]
+        return [
+            (each, Alive(id=each.id, state="queued" if each.begun_at is None else "running"))
+            for each in calls
+        ]
 
     def next_deadline(self) -> float | None:
         """When :meth:`overdue` and :meth:`signs` next want to be called."""
         firsts = (self._deadlines.first(), self._signs.first())
-        return min((first[0] for first in firsts if first is not None), default=None)
+        times = [first[0] for first in firsts if first is not None]
+        if self._young:
+            times.append(self._young[0].accepted_at + FIRST_SIGN_S)
+        return min(times, default=None)
+
+    def _grow_up(self, now: float) -> None:
+        """Calls that have lasted for a while, and are few, get alarms of their own."""
+        young = self._young
+        while young and young[0].accepted_at + FIRST_SIGN_S <= now:
+            opened = young.popleft()
+            if opened.ended is None:
+                self._watch(opened)
+
+    def _watch(self, opened: OpenCall) -> None:
+        key = id(opened)
+        self._lasting[key] = opened
+        self._deadlines.set(key, opened.deadline)
+        self._signs.set(key, opened.accepted_at + FIRST_SIGN_S)
+
+
+def _number(call_id: str) -> int:
+    """The id of a call of a session."""
+    if call_id.isascii() and call_id.isdecimal() and len(call_id) < 20:
+        return int(call_id)
+    raise ProtocolError("with a session, ids are decimal numbers that grow from call to call")

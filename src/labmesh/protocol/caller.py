@@ -1,17 +1,17 @@
 """The caller's open requests.
 
-The caller's promise: every request ends once, by its deadline.
+The caller's promise: every request ends once, by its deadline, and a call that may have run is
+never sent to another incarnation of its relay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Iterable
+from typing import Generic, Literal, TypeVar
 
-from labmesh.errors import LabmeshError, LinkLost, NoAnswer, NotSent, OutcomeUnknown
-from labmesh.protocol.alarms import Alarms
-from labmesh.protocol.messages import Alive, Reply
+from labmesh.errors import LabmeshError, LinkLost, NoAnswer, NotSent, OutcomeUnknown, StaleEpoch
+from labmesh.protocol.messages import Alive, Item, Reply
 
 __all__ = ["Caller", "ClockOffset", "OpenRequest"]
 
@@ -20,6 +20,13 @@ SILENCE_S = 4.0
 #: How long after its deadline a call is waited for that is not known to have begun: its callee
 #: refuses it at the deadline, and that word, which says that it did not run, is on its way.
 LAST_WORD_S = 0.05
+#: How long after a break of the link a call waits for the link to be up again.
+RESUME_S = 2.0
+#: Requests that end within so long of each other are ended together.
+_GRAIN_S = 0.01
+#: How often a request that was refused for its epoch is sent anew; a relay that is really
+#: restarted refuses it once a restart.
+_REFUSALS = 3
 
 
 class ClockOffset:
@@ -31,133 +38,283 @@ class ClockOffset:
     """
 
     def __init__(self) -> None:
-        self._ahead_s: float | None = None
+        #: seconds that the target's clock is ahead of ours; None while no pong was seen
+        self.ahead_s: float | None = None
 
     def learn(self, clock: float, received: float) -> None:
         """Take one pong: the target's clock, and our clock at its arrival (seconds)."""
         ahead_s = clock - received
-        if self._ahead_s is None or ahead_s > self._ahead_s:
-            self._ahead_s = ahead_s
+        if self.ahead_s is None or ahead_s > self.ahead_s:
+            self.ahead_s = ahead_s
 
     def forget(self) -> None:
         """The target was restarted; its clock may be another machine's."""
-        self._ahead_s = None
+        self.ahead_s = None
 
     def translate(self, deadline: float) -> float | None:
-        """Our deadline in the target's clock; None while no pong was seen."""
-        return None if self._ahead_s is None else deadline + self._ahead_s
+        """Our deadline in the target's clock; None while no pong was seen, or for ``inf``."""
+        return None if self.ahead_s is None or deadline == math.inf else deadline + self.ahead_s
 
 
-@dataclass(slots=True)
 class OpenRequest:
-    """A request that has not ended."""
+    """A request that has not ended.
 
-    id: str
-    deadline: float
-    heard_at: float
-    #: the driver's method, when the request moves an instrument; empty: harmless to repeat
-    method: str = ""
-    sent: bool = False
-    state: Literal["", "queued", "running"] = ""
-
-
-class Caller:
-    """The open requests of one link.
-
-    :param where: the other side, as people know it ("relay Inst-0 at tcp://10.0.0.5:5850").
+    :param method: the driver's method, when the request moves an instrument; empty: harmless to
+        repeat.
+    :param resumable: a call that its relay knows again when it comes a second time.
     """
 
-    def __init__(self, where: str, *, silence_s: float = SILENCE_S) -> None:
+    __slots__ = (
+        "broken_at",
+        "deadline",
+        "epoch",
+        "heard_at",
+        "id",
+        "method",
+        "refusals",
+        "resumable",
+        "sendings",
+        "sent_at",
+        "state",
+    )
+
+    def __init__(
+        self, request_id: str, deadline: float, method: str = "", resumable: bool = False
+    ) -> None:
+        self.id = request_id
+        self.deadline = deadline
+        self.method = method
+        self.resumable = resumable
+        #: how often it was handed to a live connection
+        self.sendings = 0
+        #: the incarnation of the target that its first sending named
+        self.epoch = ""
+        self.sent_at = self.heard_at = 0.0
+        #: when the link broke behind it, and has not been up since
+        self.broken_at = math.inf
+        self.refusals = 0
+        self.state: Literal["", "queued", "running"] = ""
+
+    @property
+    def sent(self) -> bool:
+        """It may have arrived."""
+        return self.sendings > 0
+
+
+RequestT = TypeVar("RequestT", bound=OpenRequest)
+Ended = list[tuple[RequestT, LabmeshError]]
+
+
+class Caller(Generic[RequestT]):
+    """The open requests of one link.
+
+    When they end at the latest is looked at all together, as seldom as possible: an open request
+    costs no alarm of its own.
+
+    :param where: the other side, as people know it ("relay Inst-0 at tcp://10.0.0.5:5850").
+    :param relay: its id, and
+    :param session: the caller's token, for what an error tells a program.
+    """
+
+    def __init__(
+        self, where: str, *, relay: str = "", session: str = "", silence_s: float = SILENCE_S
+    ) -> None:
         self.where = where
+        self.relay = relay
+        self.session = session
         self._silence_s = silence_s
-        self._open: dict[str, OpenRequest] = {}
-        self._alarms = Alarms[str]()
+        self._open: dict[str, RequestT] = {}
+        #: nothing ends before
+        self.quiet_until = math.inf
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self, request_id: str, *, deadline: float, now: float, method: str = "") -> None:
+    @property
+    def busy(self) -> bool:
+        """There are open requests."""
+        return bool(self._open)
+
+    def open(self, request: RequestT) -> None:
         """Begin to watch a request that is about to be sent."""
-        self._open[request_id] = OpenRequest(request_id, deadline, now, method)
-        self._alarms.set(request_id, deadline)
+        self._open[request.id] = request
+        if request.deadline < self.quiet_until:
+            self.quiet_until = request.deadline
 
-    def sent(self, request_id: str, now: float) -> None:
-        """The request was handed to a live connection."""
-        request = self._open.get(request_id)
-        if request is not None:
-            request.sent = True
-            request.heard_at = now
-            self._alarms.set(request_id, self._ends_at(request))
+    def sent(self, request: RequestT, now: float, epoch: str) -> None:
+        """The request was handed to a live connection to this incarnation of the target."""
+        if not request.sendings:
+            request.epoch, request.sent_at = epoch, now
+        request.sendings += 1
+        request.heard_at = now
+        ends_at = self._ends_at(request)
+        if ends_at < self.quiet_until:
+            self.quiet_until = ends_at
 
-    def heard(self, reply: Reply, now: float) -> bool:
-        """Take a reply; True: it ends its request. A reply to no open request is ignored."""
+    def taken_over(self, request: RequestT, now: float, epoch: str) -> None:
+        """Watch a call that was sent over a connection of somebody else, which broke just now."""
+        self.open(request)
+        self.sent(request, now, epoch)
+        self._broke(request, now)
+
+    def silent_since(self, request: RequestT, heard_at: float) -> None:
+        """Over whatever connection, nothing was heard of it since then."""
+        request.heard_at = min(request.heard_at, heard_at)
+        self.quiet_until = min(self.quiet_until, self._ends_at(request))
+
+    def get(self, request_id: str) -> RequestT | None:
+        """The request of this id, while it is open."""
+        return self._open.get(request_id)
+
+    def heard(self, reply: Reply, now: float) -> RequestT | None:
+        """Take a reply; the request that it ends. A reply to no open request is ignored."""
+        kind = type(reply)
+        if kind is not Alive and kind is not Item:
+            return self._open.pop(reply.id, None)
         request = self._open.get(reply.id)
-        if request is None:
-            return False
-        if isinstance(reply, Alive):
+        if request is not None:
             request.heard_at = now
-            request.state = reply.state
-            self._alarms.set(reply.id, self._ends_at(request))
-            return False
-        self.withdraw(reply.id)
-        return True
+            request.state = reply.state if isinstance(reply, Alive) else "running"
+        return None
 
-    def withdraw(self, request_id: str) -> OpenRequest | None:
-        """The caller no longer waits; the request as it stood, if it was still open."""
-        self._alarms.drop(request_id)
-        return self._open.pop(request_id, None)
+    def refused(self, request: RequestT, refusal: StaleEpoch) -> LabmeshError | None:
+        """The reply that ended this request says that the target was restarted.
 
-    def lost(self) -> list[tuple[str, LabmeshError]]:
-        """The connection broke: what was sent over it will never be answered."""
-        ended = [request for request in self._open.values() if request.sent]
-        return self._end(ended, self._lost_error)
+        None: it is open again, to be sent anew to the new incarnation. The one that refused it has
+        not run it; but one that it was sent to before may have.
+        """
+        if request.sendings > 1:
+            return self._restarted(request)
+        request.refusals += 1
+        if request.refusals > _REFUSALS:
+            return refusal
+        request.sendings, request.epoch, request.broken_at = 0, "", math.inf
+        self.open(request)
+        return None
 
-    def expire(self, now: float) -> list[tuple[str, LabmeshError]]:
+    def withdraw(self, request: RequestT) -> bool:
+        """The caller no longer waits; False: the request had ended before."""
+        return self._open.pop(request.id, None) is not None
+
+    def broken(self, now: float) -> Ended[RequestT]:
+        """The connection broke: questions that were sent over it will never be answered.
+
+        Calls that can be sent again wait for :meth:`restored`.
+        """
+        waiting, ended = [], []
+        for request in self._open.values():
+            if request.sendings:
+                (waiting if request.resumable else ended).append(request)
+        for request in waiting:
+            self._broke(request, now)
+        return self._end([(request, self._lost(request)) for request in ended])
+
+    def restored(self, epoch: str, now: float) -> tuple[list[RequestT], Ended[RequestT]]:
+        """The link is up again: what is to be sent again, under its id, and what has ended.
+
+        A call that was sent to another incarnation is never sent again.
+        """
+        broken = [each for each in self._open.values() if each.broken_at < math.inf]
+        same = [each for each in broken if each.epoch == epoch]
+        for request in same:
+            request.broken_at, request.heard_at = math.inf, now
+        restarted = [(each, self._restarted(each)) for each in broken if each.epoch != epoch]
+        return same, self._end(restarted)
+
+    def close(self) -> Ended[RequestT]:
+        """Nothing will be answered any more."""
+        return self._end([(each, self._lost(each)) for each in self._open.values()])
+
+    def expire(self, now: float) -> Ended[RequestT]:
         """End what is over its deadline, and calls of which nothing was heard for too long."""
-        ended = [self._open[request_id] for request_id in self._alarms.ring(now)]
-        return self._end(ended, self._expiry_error)
+        ended = []
+        earliest = math.inf
+        for request in self._open.values():
+            ends_at = self._ends_at(request)
+            if ends_at <= now:
+                ended.append((request, self._expired(request)))
+            elif ends_at < earliest:
+                earliest = ends_at
+        self.quiet_until = max(earliest, now + _GRAIN_S)
+        return self._end(ended)
 
     def next_deadline(self) -> float | None:
         """When :meth:`expire` next wants to be called."""
-        first = self._alarms.first()
-        return None if first is None else first[0]
+        return self.quiet_until if self._open and self.quiet_until < math.inf else None
 
-    def _ends_at(self, request: OpenRequest) -> float:
-        if not request.method or not request.sent:
+    # ── when and how requests end ───────────────────────────────────────────────────────────────
+
+    def _ends_at(self, request: RequestT) -> float:
+        if not request.method or not request.sendings:
             return request.deadline
         last_word_s = 0.0 if request.state == "running" else LAST_WORD_S
-        return min(request.deadline + last_word_s, request.heard_at + self._silence_s)
+        return min(
+            request.deadline + last_word_s,
+            request.heard_at + self._silence_s,
+            request.broken_at + RESUME_S,
+        )
 
-    def _end(
-        self, ended: Iterable[OpenRequest], error: Callable[[OpenRequest], LabmeshError]
-    ) -> list[tuple[str, LabmeshError]]:
-        errors = [(request.id, error(request)) for request in ended]
-        for request_id, _ in errors:
-            self.withdraw(request_id)
-        return errors
+    def _broke(self, request: RequestT, now: float) -> None:
+        request.broken_at = min(now, request.broken_at)
+        self.quiet_until = min(self.quiet_until, self._ends_at(request))
 
-    def _lost_error(self, request: OpenRequest) -> LabmeshError:
-        if request.method:
-            return OutcomeUnknown(
-                f"the link to {self.where} broke while {request.method} was "
-                f"{request.state or 'on its way'}: it may have run; look at the instrument "
-                "before you send it again",
-                call=request.id,
+    def _end(self, ended: Iterable[tuple[RequestT, LabmeshError]]) -> Ended[RequestT]:
+        ended = list(ended)
+        for request, _ in ended:
+            del self._open[request.id]
+        return ended
+
+    def _lost(self, request: RequestT) -> LabmeshError:
+        if not request.sendings:
+            return NotSent(f"the link to {self.where} was closed; nothing was sent")
+        if request.method and request.resumable:
+            progress = request.state or "on its way"
+            return self.unknown(
+                request, f"the link to {self.where} broke while {request.method} was {progress}"
             )
+        if request.method:
+            return LinkLost(f"the link to {self.where} broke in the middle of {request.method}")
         return LinkLost(f"the link to {self.where} broke before it answered; try again")
 
-    def _expiry_error(self, request: OpenRequest) -> LabmeshError:
-        if not request.sent:
+    def _restarted(self, request: RequestT) -> LabmeshError:
+        return self.unknown(
+            request,
+            f"{self.where} was restarted while {request.method} was {_progress(request)}",
+        )
+
+    def _expired(self, request: RequestT) -> LabmeshError:
+        if not request.sendings:
             return NotSent(f"no link to {self.where} in time; nothing was sent")
         if not request.method:
             return NoAnswer(f"no answer from {self.where} in time")
-        if request.heard_at + self._silence_s < request.deadline:
-            why = f"{self.where} fell silent while {request.method} was {_progress(request)}"
+        method, progress = request.method, _progress(request)
+        silent_at, given_up_at = request.heard_at + self._silence_s, request.broken_at + RESUME_S
+        if request.deadline <= min(silent_at, given_up_at):
+            why = f"{method} on {self.where} was {progress} at its deadline"
+        elif silent_at < given_up_at:
+            why = f"{self.where} fell silent while {method} was {progress}"
         else:
-            why = f"{request.method} on {self.where} was {_progress(request)} at its deadline"
+            why = (
+                f"the link to {self.where} broke while {method} was {progress}, and was not up "
+                f"again within {RESUME_S:g} s"
+            )
+        return self.unknown(request, why)
+
+    def unknown(self, request: OpenRequest, why: str) -> OutcomeUnknown:
+        """The error of a call that may have run; it names the way to find out."""
+        if not request.resumable:
+            return OutcomeUnknown(
+                f"{why}: its outcome is unknown; look at the instrument before you send it again",
+                call=request.id,
+                relay=self.relay,
+                state=request.state,
+            )
         return OutcomeUnknown(
-            f"{why}: its outcome is unknown; look at the instrument before you send it again",
+            f'{why}: it may have run; ask call_status("{request.id}"), or look at the instrument, '
+            "before you send it again",
             call=request.id,
+            session=self.session,
+            relay=self.relay,
             state=request.state,
         )
 

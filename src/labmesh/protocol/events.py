@@ -32,11 +32,22 @@ class Sequencer:
         self._epoch = epoch
         self._last: dict[str, int] = {}
 
-    def next(self, topic: str, time: float, kind: str = "state") -> Event:
-        """The header of the next event of this topic; ``time`` is POSIX seconds (UTC)."""
+    def next(
+        self, topic: str, time: float, kind: str = "state", interval_s: float = 0.0
+    ) -> Event:
+        """The header of the next event of this topic.
+
+        :param time: POSIX seconds (UTC).
+        :param interval_s: seconds after which the one behind it is due; 0: nobody can tell.
+        """
         sequence = self._last[topic] = self._last.get(topic, 0) + 1
         return Event(
-            publisher=self._publisher, epoch=self._epoch, sequence=sequence, time=time, kind=kind
+            publisher=self._publisher,
+            epoch=self._epoch,
+            sequence=sequence,
+            time=time,
+            kind=kind,
+            interval_s=interval_s,
         )
 
 

@@ -1,9 +1,8 @@
-"""The asking side: a DEALER socket to one node, that heals by itself and ends every request."""
+"""The asking side: requests over a connection that heals by itself, each of which ends once."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import time
@@ -11,51 +10,54 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
-import zmq
 
 from labmesh.errors import (
-    AuthenticationError,
     LabmeshError,
-    LinkLost,
-    NotFound,
     NotSent,
     OutcomeUnknown,
     ProtocolError,
-    TooLarge,
+    StaleEpoch,
     error_from_wire,
 )
-from labmesh.protocol.caller import Caller, ClockOffset
-from labmesh.protocol.codec import Buffer, Codec, Decoded
-from labmesh.protocol.messages import REPLIES, Call, Cancel, Failure, Ping, Pong, Reply, Request
+from labmesh.protocol.caller import Caller, Ended
+from labmesh.protocol.codec import Buffer, Decoded
+from labmesh.protocol.messages import (
+    Access,
+    Call,
+    Cancel,
+    Failure,
+    Invocation,
+    Item,
+    More,
+    Pong,
+    Reply,
+    Request,
+    Result,
+    SessionRequest,
+)
 from labmesh.protocol.seldom import Seldom
-from labmesh.transport.channel import Channel, Frames
-from labmesh.transport.monitor import EVENTS, Health, Monitor, News
-from labmesh.transport.sockets import MAX_FRAME_BYTES, Sockets
-from labmesh.transport.waiters import Waiters
+from labmesh.transport.call_session import CallSession
+from labmesh.transport.channel import Frames
+from labmesh.transport.connection import PING, Connection
+from labmesh.transport.inflow import ItemStream
+from labmesh.transport.pending import Pending, check_sizes, decode_plain, encode_plain, method_of
+from labmesh.transport.sockets import Sockets
 
-__all__ = ["Link"]
+__all__ = ["CallSession", "Link"]
 
 log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Reply)
 
-_REBUILD_S, _REBUILD_MAX_S = 0.1, 2.0
-#: A connection whose node does not answer a ping in so long is asked again, then made anew.
-_PING_AGAIN_S = 1.0
-_PINGS = 3
-_PING = "ping"
 
+class Link(Connection):
+    """Requests to one node over one connection, on the running loop; see :class:`Connection`.
 
-class Link:
-    """Requests to one node over one connection, on the running loop.
+    A call that was sent when the connection breaks is sent again, under its id, as soon as the link
+    to the same incarnation of the node is up again; the node runs it once. A question ends as
+    :class:`LinkLost`.
 
-    A link is *up* once the node behind it has answered a ping: from then on its id, epoch and
-    clock are known, so that each request can name its target and its deadline. libzmq reconnects;
-    where it does not (after a refusal), the socket is built anew.
-
-    :param where: the other side, as people know it ("relay Inst-0").
-    :param target: the id of the node that is meant; another node there is an error. Empty: any.
-    :param on_change: called after each change of :attr:`up` or :attr:`trouble`.
+    :param session: of the client whose calls these are; None: the link has one of its own.
     """
 
     def __init__(
@@ -66,65 +68,21 @@ class Link:
         where: str,
         target: str = "",
         on_change: Callable[[], None] | None = None,
+        session: CallSession | None = None,
     ) -> None:
-        self._sockets = sockets
-        self.endpoint = endpoint
-        self.where = f"{where} at {endpoint}"
-        self.target = target
-        self._on_change = on_change
-        self._loop = asyncio.get_running_loop()
-        self._codec = Codec(REPLIES)
-        self._caller = Caller(self.where)
-        self._futures: dict[str, asyncio.Future[Decoded]] = {}
-        self._ids = itertools.count(1)
-        self._clock = ClockOffset()
-        self._rebuild_s = _REBUILD_S
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
-        self._rebuilding: asyncio.TimerHandle | None = None
-        self._pinging: asyncio.TimerHandle | None = None
-        self._waiters = Waiters()
-        self._wrong_node: LabmeshError | None = None
-        self._closed = False
-        self._warnings = Seldom()
-        #: the node behind the link, known while it is up
-        self.node_id = ""
-        self.epoch = ""
-        self.up = False
-        #: monotonic time of the last message that came back
-        self.heard_at: float | None = None
-        self._build()
-
-    @property
-    def trouble(self) -> LabmeshError | None:
-        """Why the link is not up; None: it is, or nothing is known yet."""
-        return None if self.up else (self._wrong_node or self._health.trouble)
-
-    def close(self) -> None:
-        """End open requests (as not sent, or lost) and close the socket; twice is fine."""
-        if self._closed:
-            return
-        self._closed, self.up = True, False
-        for handle in (self._timer, self._rebuilding, self._pinging):
-            if handle is not None:
-                handle.cancel()
-        self._end(self._caller.lost())
-        self._end(
-            [
-                (request_id, NotSent(f"the link to {self.where} was closed; nothing was sent"))
-                for request_id in self._futures
-            ]
+        self._session = CallSession() if session is None else session
+        self._caller: Caller[Pending] = Caller(
+            f"{where} at {endpoint}", relay=target, session=self._session.token
         )
-        self._wake()
-        self._teardown()
+        #: what waits for the link, or for room in its socket, in this order
+        self._outbox: dict[Pending, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._flushing = False
+        self._warnings = Seldom()
+        super().__init__(sockets, endpoint, where=where, target=target, on_change=on_change)
 
-    async def wait_up(self, timeout: float) -> None:
-        """Wait until the node has answered.
-
-        :raises AuthenticationError: as soon as the other side turns out not to accept us.
-        :raises NotSent: no link within ``timeout`` seconds; the text says why.
-        """
-        await self._wait_up(time.monotonic() + timeout)
+    # ── requests ────────────────────────────────────────────────────────────────────────────────
 
     async def request(
         self,
@@ -158,251 +116,414 @@ class Link:
 
         :param patient: False: NotSent, at once, when the link is not up.
         """
+        pending = Pending(
+            request,
+            self._session.next_id(),
+            self._deadline(timeout),
+            self._loop.create_future(),
+            method=method_of(request),
+            resumable=isinstance(request, Invocation),
+            patient=patient,
+        )
+        pending.body = body
+        self._begin(pending, time.monotonic())
+        decoded = await self._outcome(pending)
+        return self._open_reply(pending, decoded, reply), decoded.body
+
+    def begin_call(
+        self,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        now: float,
+        deadline: float,
+        access: Access = "call",
+        fence: int = 0,
+    ) -> Pending:
+        """Send a call of a driver's method; await its ``future``, then :meth:`value_of` it.
+
+        The quick way: everything is made once, in its final form. Whoever is cancelled while
+        waiting calls :meth:`take_back`.
+
+        :param now: our monotonic clock, in which ``deadline`` is, too.
+        :raises NotSent: the link is not up.
+        """
+        if not self.up:
+            raise self._hopeless() or self._not_sent()
+        if not deadline > now:
+            self._deadline(deadline - now)
+        request_id = self._session.next_id()
+        call = Call(
+            id=request_id,
+            target=self.node_id,
+            epoch=self.epoch,
+            deadline=self._clock.translate(deadline),
+            session=self._session.token,
+            method=method,
+            args=args,
+            kwargs=kwargs,
+            access=access,
+            fence=fence,
+        )
+        pending = Pending(
+            call,
+            request_id,
+            deadline,
+            self._loop.create_future(),
+            method=method,
+            resumable=True,
+            frames=encode_plain(call) or self._encoded(call, None),
+        )
+        self._begin(pending, now)
+        return pending
+
+    def value_of(self, pending: Pending, decoded: Decoded) -> Any:
+        """What a call has returned.
+
+        :raises OutcomeUnknown: the reply is of another type.
+        """
+        message = decoded.message
+        if type(message) is Result:
+            return message.value
+        return self._open_reply(pending, decoded, Result).value
+
+    async def call(
+        self,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout: float,
+        access: Access = "call",
+        fence: int = 0,
+    ) -> Any:
+        """Call a driver's method; what it returned. See :meth:`request`.
+
+        :raises NotSent: the link is not up.
+        """
+        now = time.monotonic()
+        pending = self.begin_call(
+            method, args, kwargs, now=now, deadline=now + timeout, access=access, fence=fence
+        )
+        return self.value_of(pending, await self._outcome(pending))
+
+    def stream(
+        self,
+        method: str,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        *,
+        timeout: float,
+        credit: int,
+        fence: int = 0,
+    ) -> ItemStream:
+        """Begin to call a driver's method that yields. A break of the link ends it.
+
+        :raises NotSent: the link is not up.
+        """
+        call = Call(id="-", method=method, args=args, kwargs=kwargs, credit=credit, fence=fence)
+        pending = Pending(
+            call,
+            self._session.next_id(),
+            self._deadline(timeout),
+            self._loop.create_future(),
+            method=method,
+        )
+        pending.stream = ItemStream(
+            credit,
+            pending.future,
+            more=lambda count: self._tell(More(id="-", call=pending.id, credit=count)),
+            stop=lambda: self.take_back(pending),
+        )
+        self._begin(pending, time.monotonic())
+        return pending.stream
+
+    async def settle(
+        self,
+        request: Invocation,
+        reply: type[R],
+        *,
+        deadline: float,
+        sent_at: float | None = None,
+        heard_at: float | None = None,
+    ) -> R:
+        """Find out how a call ends that was sent over another socket, which broke.
+
+        It is sent again under its id; the node runs it once, and answers again what it has
+        answered already. It ends as any call of this link does: with its reply, the error that the
+        other side answered, or :class:`OutcomeUnknown`: 2 s after now while the link is not up, 4 s
+        after its last sign of life, at its deadline, or at once if the node was restarted.
+
+        :param request: exactly as it was sent: with its id and session (those of this link's
+            :class:`CallSession`), target, epoch, and deadline in the node's clock.
+        :param deadline: the same deadline, in our monotonic clock; ``math.inf``: none.
+        :param sent_at: when it was sent, in our monotonic clock.
+        :param heard_at: its last sign of life over the other socket.
+        """
+        pending = Pending(
+            request,
+            request.id,
+            deadline,
+            self._loop.create_future(),
+            method=method_of(request),
+            resumable=True,
+            frames=self._encoded(request, None),
+        )
+        now = time.monotonic()
+        self._caller.taken_over(pending, now, request.epoch)
+        pending.sent_at = now if sent_at is None else sent_at
+        if self._closed:
+            self._end(self._caller.close())
+        elif self.up:
+            self._resume(now)
+            if heard_at is not None:
+                self._caller.silent_since(pending, heard_at)
+        self._arm()
+        return self._open_reply(pending, await self._outcome(pending), reply)
+
+    async def _outcome(self, pending: Pending) -> Decoded:
+        try:
+            return await pending.future
+        except asyncio.CancelledError:
+            self.take_back(pending)
+            raise
+
+    def _deadline(self, timeout: float) -> float:
         if math.isnan(timeout):
             raise ValueError("a timeout is a number of seconds, not NaN")
-        deadline = time.monotonic() + timeout
-        request_id = str(next(self._ids))
-        future: asyncio.Future[Decoded] = self._loop.create_future()
-        method = request.method if isinstance(request, Call) else ""
-        self._caller.open(request_id, deadline=deadline, now=time.monotonic(), method=method)
-        self._futures[request_id] = future
+        if timeout <= 0:
+            raise NotSent(f"the deadline passed before {self.where} could be asked")
+        return time.monotonic() + timeout
+
+    # ── sending ─────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, pending: Pending, now: float) -> None:
+        """Send it as soon as it can be; from now on its future ends, by its deadline.
+
+        :raises LabmeshError: it cannot be sent; nothing is left open.
+        """
+        if not self.up:
+            hopeless = self._hopeless()
+            if hopeless is not None or not pending.patient:
+                raise hopeless or self._not_sent()
+        if self.up and pending.frames is None:
+            pending.frames = self._encoded(self._addressed(pending), pending.body)
+        alone = self.up and not self._caller.busy
+        self._caller.open(pending)
+        if alone and self._channel.send(pending.frames or ()):
+            self._was_sent(pending, now)
+        else:
+            # Many at a time: what begins in one turn of the loop leaves together.
+            self._outbox[pending] = None
+            if not self._flushing and self.up:
+                self._flushing = True
+                self._loop.call_soon(self._flush)
+        if self._caller.quiet_until < self._timer_at:
+            self._arm()
+
+    def _flush(self) -> None:
+        """Send what waits, as much as there is room for."""
+        self._flushing = False
+        if not self.up:
+            return
+        waiting = [pending for pending in list(self._outbox) if self._is_ready(pending)]
+        count = self._channel.send_all([pending.frames or () for pending in waiting])
+        now = time.monotonic()
+        for pending in waiting[:count]:
+            del self._outbox[pending]
+            self._was_sent(pending, now)
         self._arm()
-        try:
-            await self._send(request, request_id, deadline, body, future, patient)
-            decoded = await future
-        except asyncio.CancelledError:
-            self._take_back(request_id, request)
-            raise
-        finally:
-            self._caller.withdraw(request_id)
-            self._futures.pop(request_id, None)
-            if future.done() and not future.cancelled():
-                future.exception()  # looked at, also where something else was raised first
-        return self._open_reply(decoded, reply, method)
 
-    async def _send(
-        self,
-        request: Request,
-        request_id: str,
-        deadline: float,
-        body: Buffer | None,
-        future: asyncio.Future[Decoded],
-        patient: bool,
-    ) -> None:
-        while not future.done():
-            if not self.up:
-                await self._wait_up(deadline if patient else 0.0)
-            if time.monotonic() >= deadline:
-                raise NotSent(f"the deadline passed before {self.where} could be asked")
-            addressed = msgspec.structs.replace(
-                request,
-                id=request_id,
-                target=self.node_id,
-                epoch=self.epoch,
-                deadline=None if deadline == math.inf else self._clock.translate(deadline),
-            )
-            frames = self._codec.encode(addressed, body)
-            if isinstance(request, Call):
-                self._check_sizes(frames)
-            if self._channel.send(frames):
-                self._caller.sent(request_id, time.monotonic())
-                self._arm()
-                return
-            await self._waiters.wait(deadline)
-            if time.monotonic() >= deadline:
-                raise self._not_sent()
+    def _is_ready(self, pending: Pending) -> bool:
+        """Its frames are there; False: they cannot be made, and it has ended."""
+        if pending.frames is None:
+            try:
+                pending.frames = self._encoded(self._addressed(pending), pending.body)
+            except ProtocolError as exc:
+                self._caller.withdraw(pending)
+                self._fail(pending, exc)
+                return False
+        return True
 
-    def _check_sizes(self, frames: list[Buffer]) -> None:
-        """A relay cuts off whoever sends more, and the call would end as nobody knows how."""
-        largest = max(memoryview(frame).nbytes for frame in frames)
-        limit = MAX_FRAME_BYTES["relay"]
-        if largest > limit:
-            raise TooLarge(
-                f"an argument of {largest} bytes; the limit is {limit}: nothing was sent; split "
-                "it, or upload it as a dataset",
-                limit=limit,
-            )
+    def _was_sent(self, pending: Pending, now: float) -> None:
+        self._caller.sent(pending, now, self.epoch)
+        if not pending.resumable:
+            pending.frames = None
 
-    def _open_reply(
-        self, decoded: Decoded, wanted: type[R] | tuple[type[R], ...], method: str
-    ) -> tuple[R, memoryview | None]:
-        message: Any = decoded.message
-        if isinstance(message, wanted):
-            return message, decoded.body
-        if isinstance(message, Failure):
-            raise error_from_wire(message.name, message.text, message.detail)
-        raise _unusable(
-            f"{self.where} answered a {type(message).__name__}, which is no answer to this: do "
-            "both sides run the same version of labmesh?",
-            method,
-        )
+    def _addressed(self, pending: Pending) -> Request:
+        filled: dict[str, Any] = {
+            "id": pending.id,
+            "target": self.node_id,
+            "epoch": self.epoch,
+            "deadline": self._clock.translate(pending.deadline),
+        }
+        if isinstance(pending.request, SessionRequest) and not pending.request.session:
+            filled["session"] = self._session.token
+        return msgspec.structs.replace(pending.request, **filled)
 
-    def _take_back(self, request_id: str, request: Request) -> None:
-        """The caller gave up: a call that still waits in the relay's queue must not run."""
-        opened = self._caller.withdraw(request_id)
-        if opened is not None and opened.sent and isinstance(request, Call):
-            self._cancel(request_id)
+    def _encoded(self, request: Request, body: Buffer | None) -> list[Buffer]:
+        frames = self._codec.encode(request, body)
+        if len(frames) > 1 and isinstance(request, Invocation):
+            check_sizes(frames)
+        return frames
 
-    def _cancel(self, call_id: str) -> None:
+    def _tell(self, request: SessionRequest) -> None:
+        """Send what needs no answer, if there is a link."""
         if self.up:
-            cancel = Cancel(id=str(next(self._ids)), target=self.node_id, call=call_id)
-            self._channel.send(self._codec.encode(cancel))
+            told = msgspec.structs.replace(
+                request,
+                id=self._session.next_id(),
+                target=self.node_id,
+                session=self._session.token,
+            )
+            self._channel.send(self._codec.encode(told))
+
+    def take_back(self, pending: Pending) -> None:
+        """The caller gave up: a call that still waits in the relay's queue must not run."""
+        self._outbox.pop(pending, None)
+        if self._caller.withdraw(pending) and pending.sent and pending.method:
+            self._tell(Cancel(id="-", call=pending.id))
 
     # ── the connection ──────────────────────────────────────────────────────────────────────────
 
-    def _build(self) -> None:
-        self._rebuilding = None
-        self._health = Health(self.where, encrypted=self._sockets.security.keys is not None)
-        self._socket, monitor = self._sockets.connect(zmq.DEALER, self.endpoint, EVENTS)
-        self._channel = Channel(
-            self._socket, self._take, name=self.where, on_writable=self._waiters.wake
-        )
-        self._monitor = Monitor(monitor, self._health, self._on_news)
+    def _went_up(self) -> None:
+        self._resume(time.monotonic())
 
-    def _teardown(self) -> None:
-        self._monitor.close()
-        self._channel.close()
-        self._sockets.close(self._socket)
+    def _resume(self, now: float) -> None:
+        again, ended = self._caller.restored(self.epoch, now)
+        self._end(ended)
+        # They were there before all that waits.
+        self._outbox = {**dict.fromkeys(again), **self._outbox}
+        self._flush()
 
-    def _on_news(self, news: News | None) -> None:
-        if self._closed:
-            return
-        if news == "up":
-            self._rebuild_s = _REBUILD_S
-            self._ping(_PINGS)
-        elif news is not None:
-            # Replies that came in before the break are still good.
-            while self._channel.drain():
-                continue
-            self._go_down()
-            if news == "refused":
-                self._sockets.give_up(self._socket, self.endpoint)
-                self._rebuild()
-        self._wake()
+    def _went_down(self) -> None:
+        for pending in list(self._outbox):
+            if pending.sent:
+                del self._outbox[pending]
+            elif pending.patient:
+                pending.frames = None  # the next link may be to another incarnation
+            else:
+                self._caller.withdraw(pending)
+                self._fail(pending, self._not_sent())
+        self._end(self._caller.broken(time.monotonic()))
+        self._arm()
 
-    def _ping(self, tries: int) -> None:
-        if self._pinging is not None:
-            self._pinging.cancel()
-            self._pinging = None
-        if self.up or self._closed or not self._health.up:
-            return
-        if tries == 0:
-            log.info("%s is connected, but does not answer: connecting anew", self.where)
-            self._rebuild()
-            return
-        self._channel.send(self._codec.encode(Ping(id=_PING)))
-        self._pinging = self._loop.call_later(_PING_AGAIN_S, self._ping, tries - 1)
+    def _room_again(self) -> None:
+        self._flush()
 
-    def _rebuild(self) -> None:
-        if self._rebuilding is None:
-            self._rebuilding = self._loop.call_later(self._rebuild_s, self._build_again)
-            self._rebuild_s = min(2 * self._rebuild_s, _REBUILD_MAX_S)
-
-    def _build_again(self) -> None:
-        trouble = self._health.trouble
-        self._teardown()
-        try:
-            self._build()
-        except LinkLost as exc:
-            log.warning("%s", exc)
-            trouble = exc
-            self._rebuild()
-        # The reason stands until something better is known.
-        self._health.trouble = trouble
-
-    def _go_down(self) -> None:
-        was_up, self.up = self.up, False
-        self._end(self._caller.lost())
-        if was_up:
-            log.info("lost the link to %s", self.where)
-            self._wake()
-
-    def _answered(self, pong: Pong) -> None:
-        if not self._health.up:
-            return
-        if self.target and pong.node_id != self.target:
-            self._wrong_node = NotFound(
-                f"{pong.node_id} answers at {self.endpoint}, not {self.target}: its address was "
-                "taken over; look it up again at the broker"
-            )
-            self._wake()
-            return
-        if pong.epoch != self.epoch:
-            self._clock.forget()
-        self._clock.learn(pong.clock, time.monotonic())
-        self._wrong_node = None
-        self.node_id, self.epoch = pong.node_id, pong.epoch
-        self.up = True
-        log.info("linked to %s", self.where)
-        self._wake()
+    def _end_open(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._end(self._caller.close())
 
     def _wake(self) -> None:
-        self._waiters.wake()
-        if self._on_change is not None and not self._closed:
-            self._on_change()
-
-    async def _wait_up(self, deadline: float) -> None:
-        while not self.up:
-            if self._closed:
-                raise NotSent(f"the link to {self.where} is closed")
-            trouble = self.trouble
-            if isinstance(trouble, AuthenticationError | NotFound):
-                raise type(trouble)(trouble.text)
-            if time.monotonic() >= deadline:
-                raise self._not_sent()
-            await self._waiters.wait(deadline)
-
-    def _not_sent(self) -> NotSent:
-        if self.up:
-            return NotSent(
-                f"{self.where} does not keep up with what is sent to it; this was not sent: send "
-                "less at a time"
-            )
-        if self.trouble is not None:
-            return NotSent(self.trouble.text)
-        return NotSent(
-            f"{self.where} does not answer: is it running, and does a firewall let this host reach "
-            "it? (labmesh doctor)"
-        )
+        if self._outbox and not self.up and (hopeless := self._hopeless()) is not None:
+            for pending in list(self._outbox):
+                self._caller.withdraw(pending)
+                self._fail(pending, type(hopeless)(hopeless.text))
+        super()._wake()
 
     # ── replies and deadlines ───────────────────────────────────────────────────────────────────
 
     def _take(self, frames: Frames) -> None:
-        self.heard_at = time.monotonic()
+        self.heard_at = now = time.monotonic()
+        plain = decode_plain(frames)
+        if plain is not None:
+            pending = self._caller.heard(plain, now)
+            if pending is not None and not pending.future.done():
+                pending.future.set_result(Decoded(plain, None, False))
+            return
         try:
             decoded = self._codec.decode(frames)
         except ProtocolError as exc:
-            if self._warnings.due(self.heard_at) is not None:
-                log.warning("%s sent a reply that cannot be read: %s", self.where, exc)
-            self._end_unreadable(exc)
+            self._end_unreadable(exc, now)
             return
         message = decoded.message
-        if isinstance(message, Pong) and message.id == _PING:
-            self._answered(message)
-        elif isinstance(message, Reply) and self._caller.heard(message, self.heard_at):
-            future = self._futures[message.id]
-            if not future.done():  # its caller may have been cancelled just now
-                future.set_result(decoded)
-
-    def _end_unreadable(self, exc: ProtocolError) -> None:
-        """The request was answered, but nobody can read how."""
-        request_id = str(exc.detail.get("id", ""))
-        opened = self._caller.withdraw(request_id)
-        if opened is None:
+        if not isinstance(message, Reply):
             return
-        text = f"the answer of {self.where} cannot be read: {exc}"
-        self._end([(request_id, _unusable(text, opened.method))])
+        pending = self._caller.heard(message, now)
+        if pending is not None:
+            if type(message) is Failure:
+                self._failed(pending, message)
+            elif pending.stream is not None and type(message) is not Result:
+                self._fail(pending, self._unusable(pending, message))
+            elif not pending.future.done():  # its caller may have been cancelled just now
+                pending.future.set_result(decoded)
+        elif type(message) is Item:
+            self._take_item(message)
+        elif type(message) is Pong and message.id == PING:
+            self._answered(message)
 
-    def _end(self, ended: list[tuple[str, Any]]) -> None:
-        for request_id, error in ended:
-            future = self._futures.get(request_id)
-            if future is not None and not future.done():
-                future.set_exception(error)
+    def _take_item(self, item: Item) -> None:
+        pending = self._caller.get(item.id)
+        if pending is None or pending.stream is None:
+            return
+        try:
+            pending.stream.take(item)
+        except ProtocolError as exc:
+            self.take_back(pending)
+            self._fail(pending, exc)
+
+    def _failed(self, pending: Pending, failure: Failure) -> None:
+        error = error_from_wire(failure.name, failure.text, failure.detail)
+        if isinstance(error, StaleEpoch):
+            again = self._caller.refused(pending, error)
+            if again is None:
+                pending.frames, pending.patient = None, True
+                self._outbox[pending] = None
+                self._distrust()
+                return
+            error = again
+        elif isinstance(error, OutcomeUnknown):
+            error.detail = {**self._caller.unknown(pending, "").detail, **error.detail}
+        self._fail(pending, error)
+
+    def _end_unreadable(self, exc: ProtocolError, now: float) -> None:
+        """The request was answered, but nobody can read how."""
+        if self._warnings.due(now) is not None:
+            log.warning("%s sent a reply that cannot be read: %s", self.where, exc)
+        pending = self._caller.get(str(exc.detail.get("id", "")))
+        if pending is not None:
+            self._caller.withdraw(pending)
+            text = f"the answer of {self.where} cannot be read: {exc}"
+            if pending.method:
+                self._fail(pending, self._caller.unknown(pending, text))
+            else:
+                self._fail(pending, ProtocolError(text))
+
+    def _open_reply(
+        self, pending: Pending, decoded: Decoded, wanted: type[R] | tuple[type[R], ...]
+    ) -> R:
+        message: Any = decoded.message
+        if isinstance(message, wanted):
+            return message
+        raise self._unusable(pending, message)
+
+    def _unusable(self, pending: Pending, message: Any) -> LabmeshError:
+        """An answer of which nothing can be learnt; a call that it ends may well have run."""
+        text = (
+            f"{self.where} answered a {type(message).__name__}, which is no answer to this: do "
+            "both sides run the same version of labmesh?"
+        )
+        return self._caller.unknown(pending, text) if pending.method else ProtocolError(text)
+
+    def _end(self, ended: Ended[Pending]) -> None:
+        for pending, error in ended:
+            self._fail(pending, error)
+
+    def _fail(self, pending: Pending, error: LabmeshError) -> None:
+        """End a request that its machine no longer knows."""
+        self._outbox.pop(pending, None)
+        if isinstance(error, OutcomeUnknown):
+            self._session.lost_sight(pending.id, pending.sent_at)
+        if not pending.future.done():
+            pending.future.set_exception(error)
 
     def _arm(self) -> None:
         """Have :meth:`_expire` called when the next deadline comes."""
         when = self._caller.next_deadline()
-        if when is None or (self._timer is not None and self._timer_at <= when):
+        if when is None or when >= self._timer_at or self._closed:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -410,15 +531,9 @@ class Link:
         self._timer = self._loop.call_later(when - time.monotonic(), self._expire)
 
     def _expire(self) -> None:
-        self._timer = None
-        for request_id, error in self._caller.expire(time.monotonic()):
-            known_better = self._not_sent() if isinstance(error, NotSent) else error
-            self._end([(request_id, known_better)])
+        self._timer, self._timer_at = None, math.inf
+        for pending, error in self._caller.expire(time.monotonic()):
+            self._fail(pending, self._not_sent() if isinstance(error, NotSent) else error)
             if isinstance(error, OutcomeUnknown):
-                self._cancel(request_id)
+                self._tell(Cancel(id="-", call=pending.id))
         self._arm()
-
-
-def _unusable(text: str, method: str) -> LabmeshError:
-    """An answer of which nothing can be learnt; a call that it ends may well have run."""
-    return OutcomeUnknown(text) if method else ProtocolError(text)

@@ -74,15 +74,20 @@ class Publisher:
         """
         return self.publish_encoded(family, kind, encode_value(value))
 
-    def publish_encoded(self, family: str, kind: str, payload: bytes) -> bool:
-        """:meth:`publish` for a value that was encoded elsewhere."""
+    def publish_encoded(
+        self, family: str, kind: str, payload: bytes, interval_s: float = 0.0
+    ) -> bool:
+        """:meth:`publish` for a value that was encoded elsewhere.
+
+        :param interval_s: seconds after which the next one is due; 0: nobody can tell.
+        """
         if len(payload) > MAX_EVENT_BYTES:
             raise TooLarge(
                 f"an event of {len(payload)} bytes; the limit is {MAX_EVENT_BYTES}: upload large "
                 "results as datasets"
             )
         name = topic(family, self._node_id)
-        event = self._sequencer.next(name, time=time.time(), kind=kind)
+        event = self._sequencer.next(name, time.time(), kind, interval_s)
         if not self.up:
             return False
         return self._channel.send([name.encode(), encode_event(event), payload])

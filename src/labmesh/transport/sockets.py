@@ -116,8 +116,35 @@ class Sockets:
 
         :raises LinkLost: this process has as many files open as it may.
         """
+        socket = self._connecting(kind, endpoint)
+        self._sockets.append(socket)
+        # Before connecting: a handshake on one machine is over before one can look.
+        try:
+            monitor = socket.get_monitor_socket(events)
+        except zmq.ZMQError as exc:
+            self.close(socket)
+            raise _no_socket(self.name, exc) from exc
+        monitor.linger = 0
+        # When it is full, libzmq waits for its reader, who may just be waiting for libzmq.
+        monitor.rcvhwm = 0
+        self._monitors[socket] = monitor
+        socket.connect(endpoint)
+        return socket, monitor
+
+    def lend(self, endpoint: str) -> Socket:
+        """A connected DEALER socket for threads that wait; in any thread.
+
+        Whoever has it closes it, and :meth:`close_all` waits until that is done.
+
+        :raises LinkLost: as of :meth:`connect`.
+        """
+        socket = self._connecting(zmq.DEALER, endpoint)
+        socket.connect(endpoint)
+        return socket
+
+    def _connecting(self, kind: int, endpoint: str) -> Socket:
         address = parse_connect(endpoint)
-        socket = self._new(kind)
+        socket = self._made(kind)
         socket.immediate = True
         socket.connect_timeout = _CONNECT_TIMEOUT_MS
         socket.reconnect_ivl = _RECONNECT_MS
@@ -133,18 +160,7 @@ class Sockets:
         # "localhost" is ::1 first on many machines, where an IPv4 server would not be found.
         named = address.host != "localhost" and not _is_ip(address.host)
         socket.ipv6 = address.is_ipv6 or named
-        # Before connecting: a handshake on one machine is over before one can look.
-        try:
-            monitor = socket.get_monitor_socket(events)
-        except zmq.ZMQError as exc:
-            self.close(socket)
-            raise _no_socket(self.name, exc) from exc
-        monitor.linger = 0
-        # When it is full, libzmq waits for its reader, who may just be waiting for libzmq.
-        monitor.rcvhwm = 0
-        self._monitors[socket] = monitor
-        socket.connect(endpoint)
-        return socket, monitor
+        return socket
 
     def give_up(self, socket: Socket, endpoint: str) -> None:
         """Have a connecting socket that was refused not try again: libzmq would, 10 times a second.
@@ -182,6 +198,11 @@ class Sockets:
         self._context.term()
 
     def _new(self, kind: int) -> Socket:
+        socket = self._made(kind)
+        self._sockets.append(socket)
+        return socket
+
+    def _made(self, kind: int) -> Socket:
         try:
             socket = self._context.socket(kind)
         except zmq.ZMQError as exc:
@@ -192,7 +213,6 @@ class Sockets:
             socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS
             socket.heartbeat_ttl = _HEARTBEAT_TTL_MS
             socket.handshake_ivl = _HANDSHAKE_MS
-        self._sockets.append(socket)
         return socket
 
 

@@ -46,6 +46,8 @@ class Received:
     payload: bytes | memoryview
     #: events of this topic that were lost before it
     missed: int = 0
+    #: monotonic time when it came; None: it is a last value, and nobody knows how long it was kept
+    heard_at: float | None = None
 
 
 class Subscriber:
@@ -235,5 +237,6 @@ class Subscriber:
                 log.warning("%s sent an event that cannot be read: %s", self._where, exc)
             return
         if seen.new:
-            received = Received(name, event, payload, seen.missed)
+            heard_at = None if snapshot else time.monotonic()
+            received = Received(name, event, payload, seen.missed, heard_at)
             self._inbox.put(received, key=name if event.kind == "state" else None)

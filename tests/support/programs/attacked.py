@@ -7,9 +7,11 @@ it. SIGTERM ends it with exit code 0.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 import sys
+from collections.abc import Iterator
 
 from labmesh.testing import LocalMesh
 
@@ -30,6 +32,10 @@ class Counted:
     def counted(self) -> list[float]:
         """How often set_voltage was called, and what it left."""
         return [self.calls, self.voltage]
+
+    def numbers(self) -> Iterator[int]:
+        """0, 1, 2 and so on, as many as somebody takes."""
+        yield from itertools.count()
 
     def _secret(self) -> None:
         self.calls += 1000

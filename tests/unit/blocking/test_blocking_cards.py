@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import msgspec
 import pytest
 from tests.support.records import bank, relay
@@ -21,6 +24,14 @@ from labmesh.blocking.cards import (
     state_text,
     table,
 )
+from labmesh.feed import Reading
+from labmesh.protocol.messages import MethodInfo, ValueInfo, ValueLimits
+
+
+def reading(value: Any, age_s: float = 40.0, interval_s: float = 60.0) -> Reading:
+    """The last state, kept by the broker since ``age_s`` seconds."""
+    return Reading("Inst-0", value, time.time() - age_s, "e1", 1, interval_s=interval_s)
+
 
 CARD = InstrumentCard(
     relay_id="Inst-0",
@@ -28,9 +39,24 @@ CARD = InstrumentCard(
     doc="A power supply.\n\nMore about it.",
     light="live",
     host="lab-3",
-    state=({"voltage": 2.5, "output": True}, 0.4),
-    methods=[("set_voltage", "(value: float) -> float"), ("status", "()")],
-    hidden=["status"],
+    reading=None,
+    methods=[
+        MethodInfo(name="set_voltage", signature="(value: float) -> float", doc="Set it.\nNow."),
+        MethodInfo(name="scan", read_only=True, yields=True),
+        MethodInfo(name="status"),
+    ],
+    values=[
+        ValueInfo(
+            name="voltage",
+            type="float",
+            settable=True,
+            doc="At the output.",
+            limits=ValueLimits(unit="V", lowest=0, highest=30),
+        ),
+        ValueInfo(name="serial", type="str"),
+        ValueInfo(name="state"),
+    ],
+    hidden=["status", "state"],
 )
 ESCAPE = "\x1b[2J"
 
@@ -105,28 +131,61 @@ def test_an_html_table_escapes_its_cells() -> None:
 
 
 def test_the_card_of_an_instrument() -> None:
-    assert instrument_text(CARD) == (
+    card = CARD._replace(reading=reading({"voltage": 2.5, "output": True}))
+    assert instrument_text(card) == (
         "Inst-0: PowerSupply on lab-3 (live)\n"
         "  A power supply.\n"
-        "  state 0.4 s ago: voltage=2.5, output=True\n"
-        "    .set_voltage(value: float) -> float\n"
+        "  state 40 s ago: voltage=2.5, output=True\n"
+        "    .voltage: float = 2.5  # V, 0 to 30, settable; At the output.\n"
+        "    .serial: str  # read-only\n"
+        "    .set_voltage(value: float) -> float  # Set it.\n"
+        "    .scan()  # read-only, yields\n"
         "    the driver has these as well, under names that this object uses itself: "
-        'call("status")'
+        'call("status"), get("state")'
     )
 
 
 def test_the_card_of_an_instrument_of_which_little_is_known() -> None:
-    card = CARD._replace(doc="", state=None, host="", light="gone", methods=[], hidden=[])
+    card = CARD._replace(
+        doc="", reading=None, host="", light="gone", methods=[], values=[], hidden=[]
+    )
     assert instrument_text(card) == "Inst-0: PowerSupply (gone)\n  no state received"
     assert "no state received" in instrument_html(card)
 
 
+def test_a_state_that_is_older_than_three_intervals_is_stale() -> None:
+    old = CARD._replace(reading=reading({"voltage": 2.5}, interval_s=0.5))
+    assert "state 40 s ago, STALE (one is due each 0.5 s): voltage=2.5" in instrument_text(old)
+    assert "STALE" in instrument_html(old)
+    for interval_s in (60.0, 0.0):  # 0: not known
+        young = CARD._replace(reading=reading({"voltage": 2.5}, interval_s=interval_s))
+        assert "STALE" not in instrument_text(young)
+
+
+def test_a_long_list_is_folded_in_a_notebook() -> None:
+    many = [ValueInfo(name=f"channel_{number}") for number in range(30)]
+    shown = instrument_html(CARD._replace(values=many))
+    assert "<details><summary>30 values</summary>" in shown
+    assert "<details open><summary>2 methods</summary>" in shown
+
+
 def test_the_card_in_a_notebook_shows_the_same_and_escapes_it() -> None:
     shown = instrument_html(CARD)
-    for part in ("Inst-0: PowerSupply on lab-3 (live)", "-&gt; float", "call(&quot;status&quot;)"):
+    for part in (
+        "Inst-0: PowerSupply on lab-3 (live)",
+        "-&gt; float",
+        "V, 0 to 30, settable",
+        "read-only, yields",
+        "call(&quot;status&quot;)",
+    ):
         assert part in shown
     evil = CARD._replace(
-        driver="<b>", doc="<i>", host="<u>", methods=[("x", "(a='<script>')")], hidden=[]
+        driver="<b>",
+        doc="<i>",
+        host="<u>",
+        methods=[MethodInfo(name="x", signature="(a='<script>')", doc="<i>")],
+        values=[ValueInfo(name="y", type="<u>", limits=ValueLimits(unit="<b>:"))],
+        hidden=[],
     )
     shown = instrument_html(evil)
     for tag in ("<b>:", "<i>", "<u>", "<script>"):
@@ -138,7 +197,8 @@ def test_a_driver_cannot_repaint_the_terminal() -> None:
         driver=ESCAPE,
         doc=ESCAPE,
         host=ESCAPE,
-        state=({ESCAPE: ESCAPE}, 1.0),
-        methods=[("x", f"(a={ESCAPE})")],
+        reading=reading({ESCAPE: ESCAPE, "y": ESCAPE}),
+        methods=[MethodInfo(name="x", signature=f"(a={ESCAPE})", doc=ESCAPE)],
+        values=[ValueInfo(name="y", type=ESCAPE, doc=ESCAPE, limits=ValueLimits(unit=ESCAPE))],
     )
     assert "\x1b" not in instrument_text(evil) + instrument_html(evil)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from labmesh.blocking.methods import Driver, changes, remote_method, signature_from
 from labmesh.instruments.exposure import MethodTable
 from labmesh.instruments.simulated import Oscilloscope, PowerSupply, Thermometer
-from labmesh.protocol.messages import Description, MethodInfo
+from labmesh.protocol.messages import Description, MethodInfo, ValueInfo, ValueLimits
 
 
 def described(driver: str = "PowerSupply", **methods: str) -> Driver:
@@ -128,3 +129,32 @@ def test_each_kind_of_change_is_told() -> None:
         "new: ramp",
         "set(x, y) was set(x)",
     ]
+
+
+def with_values(*values: ValueInfo) -> Driver:
+    return Driver.of(
+        Description(
+            id="1",
+            node_id="Inst-0",
+            epoch="e1",
+            driver="PowerSupply",
+            methods=[MethodInfo(name="on")],
+            values=list(values),
+        )
+    )
+
+
+def test_changes_of_values_are_told_as_well() -> None:
+    volts = ValueInfo(name="voltage", type="float", limits=ValueLimits(unit="V"))
+    before = with_values(volts, ValueInfo(name="serial"))
+    after = with_values(replace(volts, settable=True), ValueInfo(name="current"))
+    assert changes(before, before) == []
+    assert changes(before, after) == [
+        "gone: serial",
+        "new: current",
+        "voltage: float (V, settable) was voltage: float (V, read-only)",
+    ]
+
+
+def test_a_method_hides_a_value_of_its_name() -> None:
+    assert with_values(ValueInfo(name="on"), ValueInfo(name="off")).names == ["on", "off"]

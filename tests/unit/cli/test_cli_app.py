@@ -28,10 +28,13 @@ COMMANDS = [
     "data show",
     "demo",
     "doctor",
+    "get",
     "init",
     "ls",
     "relay",
+    "set",
     "show",
+    "stubs",
     "up",
     "watch",
 ]

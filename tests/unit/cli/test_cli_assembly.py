@@ -111,6 +111,29 @@ def test_a_relay_has_what_its_table_and_its_entry_say(config: Config) -> None:
     assert other._state_interval_s == 0.75, "an entry's own poll wins"
 
 
+def test_a_relay_knows_what_is_read_only_and_whether_it_needs_a_lease(config: Config) -> None:
+    first, second = config.relays
+    entry = replace(first, read_only=["measure", "p*"], require_lease=True)
+    node = assembly.make_relay(config, entry, PowerSupply())
+    assert [each.name for each in node._table.describe() if each.read_only] == ["measure", "poll"]
+    assert node._require_lease
+    other = assembly.make_relay(config, second, PowerSupply())
+    assert not any(each.read_only for each in other._table.describe())
+    assert not other._require_lease
+
+
+def test_a_read_only_method_that_the_driver_does_not_have_is_named_with_its_relay(
+    config: Config,
+) -> None:
+    entry = replace(config.relays[0], read_only=["mesure"])
+    with pytest.raises(ConfigError) as caught:
+        assembly.make_relay(config, entry, PowerSupply())
+    assert str(caught.value) == (
+        "relay psu-1: read_only = 'mesure' matches no method of PowerSupply; "
+        "did you mean 'measure'?"
+    )
+
+
 def test_uploads_of_commands_are_as_patient_as_the_file_says(config: Config) -> None:
     assert assembly.upload_settings(config) == UploadSettings(3.5, 7, 70_000)
 

@@ -41,18 +41,19 @@ from labmesh.protocol.messages import (
     LastEvent,
     LastEvents,
     Message,
+    MethodInfo,
     NodeList,
     NodeRecord,
     Ping,
     Pong,
     PresenceChange,
-    Reply,
-    Request,
     Result,
     Stamp,
     Status,
     UploadChunk,
     UploadStart,
+    ValueInfo,
+    ValueLimits,
 )
 
 encodings = pytest.mark.parametrize("json", [False, True], ids=["MessagePack", "JSON"])
@@ -60,7 +61,9 @@ encodings = pytest.mark.parametrize("json", [False, True], ids=["MessagePack", "
 MESSAGES = [
     kind
     for kind in vars(messages).values()
-    if inspect.isclass(kind) and issubclass(kind, Message) and kind not in (Message, Request, Reply)
+    if inspect.isclass(kind)
+    and issubclass(kind, Message)
+    and kind.__struct_config__.tag not in (None, kind.__name__)
 ]
 SHA256 = "0" * 64
 PSU = NodeRecord(
@@ -73,6 +76,13 @@ SCAN = DatasetRecord(
     bank_id="bank-0",
     meta={"T": math.nan, "when": (1, 2j), "trace": np.arange(3)},
 )
+
+
+VOLTS = ValueLimits(unit="V", lowest=0.0, highest=30.0, choices=["0.0", "'off'"])
+GET_STATE = MethodInfo(
+    name="get_state", read_only=True, idempotent=True, timeout_s=2.5, limits={"return": VOLTS}
+)
+VOLTAGE = ValueInfo(name="voltage", type="float", settable=True, limits=VOLTS)
 
 
 @pytest.fixture
@@ -100,7 +110,8 @@ def example(kind: type[Message]) -> Message:
         list[NodeRecord]: [PSU],
         list[DatasetRecord]: [SCAN, SCAN],
         list[LastEvent]: [LastEvent(topic="state.Inst-0", header=b"\x80", payload=b"\xc0")],
-        list[messages.MethodInfo]: [messages.MethodInfo(name="get_state")],
+        list[messages.MethodInfo]: [GET_STATE],
+        list[messages.ValueInfo]: [VOLTAGE],
         list[typing.Any]: [1, {"$a": math.inf}],
         dict[str, typing.Any]: {"$value": [None, b"\0"], "b": np.float32(0.5)},
         typing.Any: [1j, {2: "two"}],

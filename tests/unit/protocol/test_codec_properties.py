@@ -14,9 +14,13 @@ from labmesh.protocol.messages import (
     RELAY_REQUESTS,
     REPLIES,
     RETRIEVE_REQUESTS,
+    Batch,
+    BatchResult,
     Call,
+    CallState,
     Event,
     Failure,
+    Item,
     Request,
     Result,
     UploadChunk,
@@ -27,6 +31,9 @@ EVERYTHING = tuple(
         DIRECTORY_REQUESTS + RELAY_REQUESTS + INGEST_REQUESTS + RETRIEVE_REQUESTS + REPLIES
     )
 )
+
+#: What is quoted of a peer's message is cut, and each type is named once.
+LONGEST_REFUSAL = 400 + sum(len(f"{kind.__struct_config__.tag}, ") for kind in EVERYTHING)
 
 call_ids = st.text(min_size=1, max_size=64)
 lists = st.lists(values, max_size=3)
@@ -39,11 +46,15 @@ calls = st.builds(
     kwargs=dicts,
     deadline=st.none() | st.floats(allow_nan=False, allow_infinity=False),
 )
+batches = st.builds(Batch, id=call_ids, calls=lists, keep_going=st.booleans())
 results = st.builds(Result, id=call_ids, value=values)
+items = st.builds(Item, id=call_ids, index=st.integers(0, 2**53), value=values)
+outcomes = st.builds(BatchResult, id=call_ids, outcomes=lists)
+states = st.builds(CallState, id=call_ids, state=st.just("returned"), value=values, detail=dicts)
 failures = st.builds(
     Failure, id=call_ids, code=st.integers(400, 599), name=st.just("driver"), detail=dicts
 )
-messages = calls | results | failures
+messages = calls | batches | results | items | outcomes | states | failures
 
 
 @given(message=messages, json=st.booleans())
@@ -68,7 +79,7 @@ def decode(frames: list[bytearray]) -> None:
         refusal = exc
     assert [bytes(frame) for frame in frames] == before
     if decoded is None:
-        assert 0 < len(str(refusal)) < 400
+        assert 0 < len(str(refusal)) < LONGEST_REFUSAL
         return
     assert type(decoded.message) in EVERYTHING
     assert decoded.message.has_body == (decoded.body is not None)

@@ -35,6 +35,7 @@ def test_an_event_says_who_when_and_what() -> None:
     made = Sequencer("Inst-0", "e1").next("state.Inst-0", 12.5, "state_error")
     assert made == Event(publisher="Inst-0", epoch="e1", sequence=1, time=12.5, kind="state_error")
     assert Sequencer("Inst-0", "e1").next("state.Inst-0", 12.5).kind == "state"
+    assert Sequencer("Inst-0", "e1").next("state.Inst-0", 12.5, interval_s=0.5).interval_s == 0.5
 
 
 # ── subscriber: one epoch ───────────────────────────────────────────────────────────────────────

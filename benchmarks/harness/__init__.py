@@ -1,0 +1,1 @@
+"""What ``benchmarks/rpc.py`` is made of."""

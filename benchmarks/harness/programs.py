@@ -1,0 +1,180 @@
+"""The processes of a candidate: started, asked line by line, and gone at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO, Any, Self
+
+from harness.candidates import Candidate
+
+__all__ = ["PeerFailed", "Programs"]
+
+_PEERS = Path(__file__).parents[1] / "peers"
+_START_S = 60.0
+_END_S = 10.0
+_LAST_WORDS_S = 1.0
+
+
+class PeerFailed(Exception):
+    """A candidate did not start, ended, or does not answer; the text says why."""
+
+
+class _Program:
+    """One process that writes lines of JSON, and ends when its stdin is closed.
+
+    It has a session of its own: Ctrl-C reaches the benchmark alone, which then ends it.
+    """
+
+    def __init__(self, command: Sequence[str], environ: dict[str, str]) -> None:
+        self.name = " ".join(Path(each).name for each in command[-3:])
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close()
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._popen = subprocess.Popen(
+            command,
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def send(self, line: dict[str, Any]) -> None:
+        """Write one line to its stdin."""
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.write(json.dumps(line) + "\n")
+            self._popen.stdin.flush()
+        except OSError as exc:
+            raise self._failed("has ended") from exc
+
+    def receive(self, timeout_s: float) -> dict[str, Any]:
+        """The next line of its stdout.
+
+        :raises PeerFailed: there was none in time, or the process has ended.
+        """
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            raise self._failed(f"did not answer for {timeout_s:g} s") from None
+        if not line:
+            raise self._failed("has ended")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End it, gently for 10 s."""
+        assert self._popen.stdin is not None
+        # It may have ended before it had read the last line.
+        with suppress(BrokenPipeError):
+            self._popen.stdin.close()
+        try:
+            self._popen.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        self._reader.join()
+        self._errors.close()
+
+    def _read(self) -> None:
+        assert self._popen.stdout is not None
+        with self._popen.stdout as lines:
+            for each in lines:
+                # A profiler that it runs under talks on stdout, too.
+                if each.startswith("{"):
+                    self._lines.put(each)
+        self._lines.put("")
+
+    def last_words(self) -> str:
+        """The last line that it wrote to stderr."""
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        return said[-1] if said else ""
+
+    def _failed(self, what: str) -> PeerFailed:
+        # What it wrote before it ended is complete only after that.
+        with suppress(subprocess.TimeoutExpired):
+            self._popen.wait(_LAST_WORDS_S)
+        return PeerFailed(f"{self.name} {what}: {self.last_words() or 'it said nothing'}")
+
+
+class Programs:
+    """The servers and the client of one candidate, connected; use it as a context manager.
+
+    :param python: the interpreter of its environment.
+    :param wrapper: what stands in front of a command, by the role that the command runs.
+    """
+
+    def __init__(
+        self, candidate: Candidate, python: str, wrapper: dict[str, list[str]] | None = None
+    ) -> None:
+        self.candidate = candidate
+        self._python = python
+        self._wrapper = wrapper or {}
+        self._running = ExitStack()
+        self._servers: list[_Program] = []
+        #: of the distributions that the client uses
+        self.versions: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as running:
+            self._start(running)
+            self._running = running.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def measure(self, order: dict[str, Any]) -> dict[str, float]:
+        """Let the client measure; its figures.
+
+        :raises PeerFailed: it broke down.
+        """
+        try:
+            self._client.send(order)
+            return self._client.receive(order["seconds"] + _START_S)
+        except PeerFailed as exc:
+            said = [
+                f"{each.name}: {words}" for each in self._servers if (words := each.last_words())
+            ]
+            raise PeerFailed(" | ".join([str(exc), *said])) from exc
+
+    def _start(self, running: ExitStack) -> None:
+        addresses: list[str] = []
+        for role in self.candidate.servers:
+            server = self._program(running, role, addresses[-1:])
+            self._servers.append(server)
+            addresses.append(server.receive(_START_S)["address"])
+        self._client = self._program(running, self.candidate.client, addresses[-1:])
+        self.versions = self._client.receive(_START_S)["versions"]
+
+    def _program(self, running: ExitStack, role: str, arguments: list[str]) -> _Program:
+        script = str(_PEERS / self.candidate.program)
+        command = [*self._wrapper.get(role, []), self._python, script, role, *arguments]
+        try:
+            program = _Program(command, self._environ())
+        except OSError as exc:
+            raise PeerFailed(f"{command[0]} cannot be run: {exc.strerror}") from exc
+        running.callback(program.close)
+        return program
+
+    def _environ(self) -> dict[str, str]:
+        """No settings of labmesh; its sources only for what is to measure them."""
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("LMH_") and name != "PYTHONPATH"
+        }
+        if self.candidate.sources is not None:
+            environ["PYTHONPATH"] = str(self.candidate.sources)
+        return environ

@@ -1,0 +1,133 @@
+"""Rounds: in each, every candidate is measured once, in an order that moves on."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.candidates import MEASUREMENTS, Candidate, Measurement
+from harness.programs import PeerFailed, Programs
+
+__all__ = ["Pace", "Results", "run"]
+
+#: What one measurement of one candidate gave in one round.
+Figures = dict[str, float]
+Start = Callable[[Candidate], Programs]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long and how often is measured."""
+
+    rounds: int
+    #: of each measurement of each candidate in each round
+    seconds: float
+    warm_up_s: float
+
+
+@dataclass
+class Results:
+    """What the rounds gave."""
+
+    candidates: Sequence[Candidate]
+    measurements: Sequence[Measurement]
+    #: by candidate, by measurement: one entry a round
+    rounds: dict[str, dict[str, list[Figures]]] = field(default_factory=dict)
+    #: by candidate: why there are no (more) figures of it
+    failures: dict[str, str] = field(default_factory=dict)
+    #: by candidate
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def figure(self, candidate: str, measurement: str, key: str) -> float | None:
+        """The median over the rounds, None if it was not measured."""
+        rounds = self.rounds.get(candidate, {}).get(measurement, [])
+        return statistics.median(each[key] for each in rounds) if rounds else None
+
+    def main_figure(self, candidate: str, measurement: str) -> float | None:
+        """The median of the figure that is compared."""
+        return self.figure(candidate, measurement, _compared(measurement))
+
+    def main_figures(self, candidate: str, measurement: str) -> list[float]:
+        """The same, round by round."""
+        rounds = self.rounds.get(candidate, {}).get(measurement, [])
+        return [each[_compared(measurement)] for each in rounds]
+
+    def keep(self, candidate: str, measurement: str, figures: Figures) -> None:
+        """Add what a round gave."""
+        self.rounds.setdefault(candidate, {}).setdefault(measurement, []).append(figures)
+
+    def drop(self, candidate: str, reason: str) -> None:
+        """A candidate that failed is left out, with all its figures."""
+        self.rounds.pop(candidate, None)
+        self.failures[candidate] = reason
+        print(f"{candidate}: left out: {reason}", file=sys.stderr)
+
+
+def _compared(measurement: str) -> str:
+    return next(each.figure for each in MEASUREMENTS if each.name == measurement)
+
+
+def run(
+    candidates: Sequence[Candidate],
+    measurements: Sequence[Measurement],
+    pace: Pace,
+    start: Start,
+) -> Results:
+    """Start all, measure round by round, end all. What breaks down is reported and left out."""
+    results = Results(candidates, measurements)
+    with ExitStack() as running:
+        all_programs = _start_all(candidates, start, running, results)
+        for measurement in measurements:
+            for programs in all_programs:
+                _measure(programs, measurement, pace.warm_up_s, results, keep=False)
+        for number in range(pace.rounds):
+            print(f"round {number + 1} of {pace.rounds}", file=sys.stderr)
+            for measurement in measurements:
+                for programs in _rotated(all_programs, number):
+                    _measure(programs, measurement, pace.seconds, results)
+    return results
+
+
+def _start_all(
+    candidates: Sequence[Candidate], start: Start, running: ExitStack, results: Results
+) -> list[Programs]:
+    started: list[Programs] = []
+    for each in candidates:
+        try:
+            programs = running.enter_context(start(each))
+        except PeerFailed as exc:
+            results.drop(each.name, str(exc))
+            continue
+        started.append(programs)
+        results.versions[each.name] = programs.versions
+    return started
+
+
+def _measure(
+    programs: Programs,
+    measurement: Measurement,
+    seconds: float,
+    results: Results,
+    *,
+    keep: bool = True,
+) -> None:
+    name = programs.candidate.name
+    if name in results.failures:
+        return
+    order: dict[str, Any] = {**measurement.order, "seconds": seconds}
+    try:
+        figures = programs.measure(order)
+    except PeerFailed as exc:
+        results.drop(name, f"{measurement.title}: {exc}")
+        return
+    if keep:
+        results.keep(name, measurement.name, figures)
+
+
+def _rotated(all_programs: Sequence[Programs], by: int) -> list[Programs]:
+    at = by % max(1, len(all_programs))
+    return [*all_programs[at:], *all_programs[:at]]

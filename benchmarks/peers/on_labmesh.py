@@ -1,0 +1,116 @@
+"""labmesh, as its users run it: a broker, a relay, and a client, each in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import numpy as np
+from measuring import (
+    ARRAY_BYTES,
+    VOLTAGE,
+    announce,
+    answer_async,
+    answer_blocking,
+    by_threads,
+    stdin_closed,
+)
+from numpy.typing import NDArray
+
+import labmesh
+
+_ANYWHERE = "tcp://127.0.0.1:*"
+_RELAY = "psu-1"
+
+
+class PowerSupply:
+    """The driver."""
+
+    def __init__(self) -> None:
+        self._arrays = {size: np.arange(size // 8, dtype=np.float64) for size in ARRAY_BYTES}
+
+    def set_voltage(self, value: float) -> float:
+        """The value that was set."""
+        return value
+
+    def waveform(self, size: int) -> NDArray[np.float64]:
+        """An array of so many bytes."""
+        return self._arrays[size]
+
+
+async def _broker() -> None:
+    async with labmesh.DirectoryBroker(_ANYWHERE, _ANYWHERE, _ANYWHERE) as broker:
+        await broker.ready
+        announce(f"{broker.rpc} {broker.xsub}")
+        await stdin_closed()
+
+
+async def _serve(broker: str) -> None:
+    requests, events = broker.split()
+    relay = labmesh.RelayAgent(
+        _RELAY, PowerSupply(), broker_rpc=requests, state_pub=events, rpc_bind=_ANYWHERE
+    )
+    async with relay:
+        await relay.ready
+        announce(requests)
+        await stdin_closed()
+
+
+class _Blocking:
+    def __init__(self, psu: Any) -> None:
+        self._psu = psu
+
+    def call(self) -> float:
+        return float(self._psu.set_voltage(VOLTAGE))
+
+    def array(self, size: int) -> Any:
+        return self._psu.waveform(size)
+
+    def in_flight(self, width: int, deadline: float) -> int:
+        return by_threads([self.call] * width, deadline)
+
+
+@contextmanager
+def _blocking(broker: str) -> Iterator[_Blocking]:
+    with labmesh.connect(broker) as mesh:
+        yield _Blocking(mesh[_RELAY])
+
+
+class _Async:
+    def __init__(self, psu: Any) -> None:
+        self._psu = psu
+
+    async def call(self) -> float:
+        return float(await self._psu.set_voltage(VOLTAGE))
+
+    async def array(self, size: int) -> Any:
+        return await self._psu.waveform(size)
+
+    def lanes(self, width: int) -> Sequence[Callable[[], Awaitable[float]]]:
+        return [self.call] * width
+
+
+@asynccontextmanager
+async def _async(broker: str) -> AsyncIterator[_Async]:
+    async with labmesh.DirectorClientAgent(broker_rpc=broker) as client:
+        yield _Async(await client.get_relay_agent(_RELAY))
+
+
+def main() -> None:
+    """Run the role that the command line names."""
+    match sys.argv[1]:
+        case "broker":
+            asyncio.run(_broker())
+        case "serve":
+            asyncio.run(_serve(sys.argv[2]))
+        case "ask-async":
+            answer_async(_async, "pyzmq", "msgspec", "numpy")
+        case _:
+            answer_blocking(_blocking, "pyzmq", "msgspec", "numpy")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,472 @@
+"""The call desk of a relay: what clients ask of its driver, from the request to the last reply.
+
+It belongs to whoever holds the worker's lock: mostly the driver's own thread, which reads requests
+and answers them; the relay's loop while that thread is busy, or when time passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+from labmesh.errors import (
+    BadArguments,
+    Cancelled,
+    Conflict,
+    Expired,
+    LabmeshError,
+    OutcomeUnknown,
+    Stopping,
+)
+from labmesh.instruments.exposure import BoundCall, MethodTable
+from labmesh.instruments.jobs import Job, Outcome
+from labmesh.instruments.worker import DriverWorker
+from labmesh.protocol.batches import read_entries
+from labmesh.protocol.callee import Callee, OpenCall, Owner
+from labmesh.protocol.codec import Buffer
+from labmesh.protocol.leases import Ended, Leases
+from labmesh.protocol.messages import (
+    Acquire,
+    Batch,
+    BreakLease,
+    Call,
+    CallState,
+    Cancel,
+    Done,
+    GetCall,
+    Invocation,
+    Lease,
+    More,
+    Release,
+    Renew,
+    Request,
+    SessionRequest,
+)
+from labmesh.served import ServedBatch, ServedCall, ServedStream
+from labmesh.transport.answering import Answer, Origin
+from labmesh.transport.shared import SharedService
+
+__all__ = ["CallDesk"]
+
+log = logging.getLogger(__name__)
+
+#: How often the loop looks after calls while the driver's thread is busy, and how long after.
+_TICK_S = 0.01
+_LINGER_S = 0.1
+
+#: Publishes the news of a relay: kind of the event, value.
+News = Callable[[str, Any], None]
+
+
+class CallDesk:
+    """Takes calls for one driver and sees each of them to its end.
+
+    :param relay_id: for the texts.
+    :param news: called on the loop with what everybody should know.
+    """
+
+    def __init__(
+        self,
+        relay_id: str,
+        table: MethodTable,
+        leases: Leases,
+        news: News,
+        *,
+        threads: int = 1,
+        max_queue: int = 4096,
+    ) -> None:
+        self._relay_id = relay_id
+        self._table = table
+        self._leases = leases
+        self._news = news
+        self.worker = DriverWorker(
+            relay_id, threads=threads, max_queue=max_queue, on_busy=self._watch
+        )
+        self.lock = self.worker.lock
+        self._callee = Callee(began_at=time.monotonic())
+        self._served: dict[ServedCall, None] = {}
+        self._refusing = False
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+        self._watching = False
+        self._idle_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def open(self, service: SharedService) -> None:
+        """Begin to take calls."""
+        self._service = service
+        self.worker.start(self._loop, service)
+
+    async def end_calls(self, timeout_s: float) -> bool:
+        """Take nothing more, and see what runs to its end; False: something does not end.
+
+        Its callers are told that nobody will hear of its end.
+        """
+        with self.lock:
+            self._refusing = True
+        ended = await self.worker.close(timeout_s)
+        with self.lock:
+            for served in list(self._served):
+                if served.ended is None:
+                    self.end(served, Outcome(error=_abandoned(self._relay_id, served.method)))
+        return ended
+
+    @property
+    def busy(self) -> bool:
+        """Some call is open."""
+        return bool(self._served)
+
+    def close(self) -> None:
+        """Stop looking after calls."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # ── requests, under the lock ────────────────────────────────────────────────────────────────
+
+    def handle(self, request: Request, origin: Origin) -> Answer:
+        """Answer a request about calls and leases; None: it is answered when the call ends."""
+        if isinstance(request, Call):
+            self._call(request, origin)
+            return None
+        self._expire_lease(time.monotonic())
+        match request:
+            case Batch():
+                self._batch(request, origin)
+                return None
+            case Cancel():
+                return self._cancel(request, _owner(request, origin))
+            case More():
+                served = self._callee.find(_owner(request, origin), request.call)
+                if isinstance(served, ServedStream):
+                    served.grant(request.credit)
+                return Done(id=request.id)
+            case GetCall():
+                return self._state_of(request, _owner(request, origin))
+            case Acquire() | Renew() | Release() | BreakLease():
+                return self._lease(request, _owner(request, origin))
+            case _:
+                raise AssertionError(f"{type(request).__name__} is not for a relay")
+
+    def _call(self, call: Call, origin: Origin) -> None:
+        owner = _owner(call, origin)
+        now = time.monotonic()
+        repeated = self._callee.find_repeated(owner, call, call.method, origin, now)
+        if repeated is not None:
+            self._answer_again(repeated)
+            return
+        try:
+            bound = self._table.bind(call.method, call.args, call.kwargs, call.access)
+            kind = ServedCall
+            if bound.yields:
+                kind = ServedStream
+                if not call.credit:
+                    raise BadArguments(
+                        f"{call.method} yields its values one by one: iterate over "
+                        f"relay.stream({call.method!r}), or 'for value in psu.{call.method}()'",
+                        method=call.method,
+                    )
+            self._submit(kind(self, owner, origin, call, bound, now), now)
+        except LabmeshError:
+            if call.session:
+                self._callee.refused(owner, call.id, now)
+            raise
+
+    def _batch(self, batch: Batch, origin: Origin) -> None:
+        owner = _owner(batch, origin)
+        now = time.monotonic()
+        repeated = self._callee.find_repeated(owner, batch, "batch", origin, now)
+        if repeated is not None:
+            self._answer_again(repeated)
+            return
+        try:
+            bound = [
+                self._table.bind(each.method, each.args, each.kwargs, each.access)
+                for each in read_entries(batch.calls)
+            ]
+            for each in bound:
+                if each.yields:
+                    raise BadArguments(f"{each.method} yields its values: no batch can have it")
+            self._submit(ServedBatch(self, owner, origin, batch, bound, now), now)
+        except LabmeshError:
+            if batch.session:
+                self._callee.refused(owner, batch.id, now)
+            raise
+
+    def _submit(self, served: ServedCall, now: float) -> None:
+        if self._refusing:
+            raise Stopping(f"{self._relay_id} is shutting down; {served.method} was not run")
+        served.deadline = self._callee.deadline_of(served.request.deadline, now)
+        error = served.refusal(now)
+        if error is not None:
+            raise error
+        self._callee.accept(served)
+        self._served[served] = None
+        try:
+            self.worker.submit(served.job)
+        except LabmeshError as exc:
+            del self._served[served]
+            self._callee.finish(served, "not_run", None, now)
+            raise exc
+
+    def _answer_again(self, opened: OpenCall) -> None:
+        """A call came once more: its reply goes out again, or will go to where it came from."""
+        if opened.ended is None:
+            return
+        if opened.reply is not None:
+            self._service.send(opened.origin, opened.reply)
+            return
+        raise OutcomeUnknown(
+            f"{opened.method} ran, and {opened.ended}, but its reply was too large to be kept",
+            state=opened.ended,
+        )
+
+    def _cancel(self, request: Cancel, owner: Owner) -> Done:
+        served = self._callee.find(owner, request.call)
+        assert isinstance(served, ServedCall)
+        if self._take_back(served, _cancelled(served.method)):
+            return Done(id=request.id)
+        served.job.interrupt()
+        raise Conflict(f"{served.method} has begun; it was told that nobody waits for it")
+
+    def _state_of(self, request: GetCall, owner: Owner) -> CallState:
+        now = time.monotonic()
+        try:
+            known = self._callee.look_up(owner, request.call, request.age_s, now)
+        except OutcomeUnknown as exc:
+            return CallState(id=request.id, state="unknown", text=str(exc))
+        if known is None:
+            text = "it never arrived here, and will not run"
+            return CallState(id=request.id, state="not_run", text=text)
+        return self._told(request.id, known, now)
+
+    def _told(self, request_id: str, opened: OpenCall, now: float) -> CallState:
+        assert isinstance(opened, ServedCall)
+        error, value, kept = opened.error, None, False
+        if opened.ended == "returned" and opened.reply is not None:
+            value, kept = opened.kept_value(), True
+        return CallState(
+            id=request_id,
+            state=opened.state,
+            method=opened.method,
+            age_s=max(0.0, now - opened.since),
+            value=value,
+            kept=kept,
+            error="" if error is None else error.name,
+            text="" if error is None else str(error),
+            detail={} if error is None else error.detail,
+        )
+
+    # ── ends of calls, under the lock ───────────────────────────────────────────────────────────
+
+    def end(self, served: ServedCall, outcome: Outcome) -> None:
+        """A call ended: its caller is told, once."""
+        if served.ended is not None:
+            return
+        del self._served[served]
+        error = outcome.error
+        if error is None:
+            reply = outcome.value
+            self._callee.finish(served, "returned", reply, time.monotonic())
+        else:
+            served.error = error
+            reply = self._service.encode_error(served.origin, error)
+            ended: Literal["not_run", "raised"] = "not_run" if error.executed is False else "raised"
+            self._callee.finish(served, ended, reply, time.monotonic())
+        self._service.send(served.origin, reply)
+
+    def _take_back(self, served: ServedCall, error: LabmeshError) -> bool:
+        """End a call that still waits; False: it has begun."""
+        if not self.worker.cancel(served.job):
+            return False
+        self.end(served, Outcome(error=error))
+        return True
+
+    def say(self, served: ServedCall, frames: list[Buffer]) -> bool:
+        """Send what is not the last reply of a call; False: nobody is there to take it."""
+        return served.ended is None and self._service.send(served.origin, frames)
+
+    # ── leases, under the lock ──────────────────────────────────────────────────────────────────
+
+    def check_write(self, owner: Owner, fence: int, now: float) -> None:
+        """May this client write? In any thread; see :meth:`Leases.check_write`."""
+        self._leases.check_write(owner, fence, now)
+
+    def lease_facts(self) -> dict[str, Any] | None:
+        """Who holds the lease, for the relay's status."""
+        return self._leases.facts(time.monotonic())
+
+    def _lease(self, request: Acquire | Renew | Release | BreakLease, owner: Owner) -> Lease | Done:
+        now = time.monotonic()
+        leases = self._leases
+        match request:
+            case Acquire():
+                if self._refusing:
+                    raise Stopping(f"{self._relay_id} is shutting down; no lease was granted")
+                held = leases.acquire(
+                    owner, ttl_s=request.ttl_s, holder=request.holder, note=request.note, now=now
+                )
+                self._tell("lease", held.news())
+                self._watch()
+                return leases.message(request.id, now)
+            case Renew():
+                leases.renew(owner, request.fence, now)
+                return leases.message(request.id, now)
+            case Release():
+                ended = leases.release(owner, request.fence, now, abandoned=request.abandoned)
+                if ended is not None:
+                    self._lease_ended(ended)
+            case BreakLease():
+                self._lease_ended(
+                    leases.break_lease(request.fence, now, by=request.by, reason=request.reason)
+                )
+        return Done(id=request.id)
+
+    def _expire_lease(self, now: float) -> None:
+        ended = self._leases.expire(now)
+        if ended is not None:
+            self._lease_ended(ended)
+
+    def _lease_ended(self, ended: Ended) -> None:
+        log.info("%s: a lease ended: %s", self._relay_id, ended.news())
+        self._tell("lease", ended.news())
+        self._interrupt_writes(ended)
+        if ended.safe_state and self._table.has_safe_state and not self._refusing:
+            self.worker.submit_urgent(_SafeState(self._table.bind("safe_state"), self._tell))
+
+    def _interrupt_writes(self, ended: Ended) -> None:
+        """A scan whose reader froze would hold the driver for ever, and go on when that wakes."""
+        lease = ended.held
+        for each in self._served:
+            under_it = (each.request.fence, each.owner) == (lease.fence, lease.owner)
+            if under_it and not each.read_only:
+                each.job.interrupt()
+
+    def _tell(self, kind: str, value: Any) -> None:
+        """In any thread."""
+        self.worker.call_on_loop(lambda: self._news(kind, value))
+
+    # ── time, on the loop ───────────────────────────────────────────────────────────────────────
+
+    def _watch(self) -> None:
+        """Somebody is busy: have the loop look after calls. In any thread, under the lock."""
+        if not self._watching and not self._closed:
+            self._watching = True
+            self.worker.call_on_loop(self._tick)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        try:
+            with self.lock:
+                wake_in_s = self._look_after_calls(now)
+        except Exception:
+            # A fault of our own in one call must not end the care for the others.
+            log.exception("%s: looking after calls failed", self._relay_id)
+            wake_in_s = _TICK_S
+        if wake_in_s is not None and not self._closed:
+            self._timer = self._loop.call_later(wake_in_s, self._tick)
+
+    def _look_after_calls(self, now: float) -> float | None:
+        """What time brings about; returns in how many seconds to look again."""
+        self.worker.look_at_source()
+        self._expire_lease(now)
+        for each in self._callee.overdue(now):
+            assert isinstance(each, ServedCall)
+            self._take_back(each, _overdue(each.method))
+        for each, alive in self._callee.signs(now):
+            assert isinstance(each, ServedCall)
+            if not self.say(each, self._service.encode(each.origin, alive)):
+                each.reader_is_gone()
+        self._look_for_stuck(now)
+        if not self._may_rest(now):
+            return _TICK_S
+        self._watching = False
+        lease_ends_at = self._leases.next_deadline()
+        return None if lease_ends_at is None else max(0.0, lease_ends_at - now)
+
+    def _may_rest(self, now: float) -> bool:
+        if self._served or not self.worker.is_idle:
+            self._idle_since = None
+            return False
+        if self._idle_since is None:
+            self._idle_since = now
+        return now - self._idle_since > _LINGER_S
+
+    def _look_for_stuck(self, now: float) -> None:
+        """A call that outlasts its time is told, once; its caller waits no longer for it."""
+        for running in self.worker.running_calls:
+            job = running.job
+            limit_s = job.call.timeout_s
+            if limit_s and now >= running.since + limit_s:
+                served = getattr(job, "served", None)
+                if served is not None and served.ended is None:
+                    self.end(served, Outcome(error=_stuck(self._relay_id, job.method, limit_s)))
+            if not job.told_stuck and is_stuck(job, running.since, now):
+                job.told_stuck = True
+                news = {"method": job.method, "running_s": round(now - running.since, 3)}
+                log.warning("%s: its driver is stuck in %s", self._relay_id, job.method)
+                self._news("stuck", news)
+
+    def stuck(self, now: float) -> bool:
+        """Does the driver run something longer than it may, or than its caller waits?"""
+        return any(is_stuck(each.job, each.since, now) for each in self.worker.running_calls)
+
+
+class _SafeState(Job):
+    """What a driver does when a holder of its lease has vanished."""
+
+    __slots__ = ("_tell",)
+
+    def __init__(self, call: BoundCall, tell: Callable[[str, Any], None]) -> None:
+        super().__init__(call)
+        self._tell = tell
+
+    def prepare(self, value: Any) -> None:
+        return None
+
+    def done(self, outcome: Outcome) -> None:
+        error = outcome.error
+        if error is not None:
+            log.error("safe_state() failed: %s", error)
+        self._tell("safe_state", {"error": None if error is None else str(error)})
+
+
+def is_stuck(job: Job, since: float, now: float) -> bool:
+    """Has it run longer than it may, or than its caller waits?"""
+    if job.call.timeout_s:
+        return now >= since + job.call.timeout_s
+    served = getattr(job, "served", None)
+    return isinstance(served, ServedCall) and now >= served.deadline
+
+
+def _owner(request: SessionRequest | Invocation, origin: Origin) -> Owner:
+    return (origin.user, request.session) if request.session else origin.peer
+
+
+def _abandoned(relay_id: str, method: str) -> LabmeshError:
+    return OutcomeUnknown(
+        f"{relay_id} was stopped while {method} was running: its outcome is unknown; look at the "
+        "instrument before you send it again"
+    )
+
+
+def _cancelled(method: str) -> LabmeshError:
+    return Cancelled(f"{method} was taken back by its caller before it began; it did not run")
+
+
+def _overdue(method: str) -> LabmeshError:
+    return Expired(f"{method} waited in the queue until its deadline; it did not run")
+
+
+def _stuck(relay_id: str, method: str, limit_s: float) -> LabmeshError:
+    return OutcomeUnknown(
+        f"{method} has run for {limit_s:g} s, as long as it may, and {relay_id} cannot stop it: "
+        "look at the instrument; until it ends other calls wait",
+        state="running",
+    )

@@ -1,0 +1,69 @@
+"""How a driver in the middle of a long call learns that nobody waits for it any more.
+
+A thread cannot be stopped from outside, so a driver that is to stop has to ask. The worker has a
+flag for each call, makes it the current one of its thread while the call runs, and whoever takes
+the call back raises the flag, in any thread.
+
+The flag belongs to the thread, not to a context variable: an :class:`asyncio.Runner` runs
+coroutines in a context that it copied long before the call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["CancelFlag", "cancel_requested", "running", "set_current"]
+
+
+class CancelFlag:
+    """Raised when the caller of one call took it back or is gone. It is never lowered."""
+
+    __slots__ = ("is_set",)
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def set(self) -> None:
+        """Raise it. In any thread, any number of times."""
+        self.is_set = True
+
+
+class _Current(threading.local):
+    flag: CancelFlag | None = None
+
+
+_current = _Current()
+
+
+def cancel_requested() -> bool:
+    """True once the caller of the call that runs in this thread cancelled it or is gone.
+
+    A driver asks between the steps of something that takes long, and ends in a safe place::
+
+        for point in points:
+            if labmesh.cancel_requested():
+                break
+
+    What the method then returns or raises reaches nobody. In a thread that the driver started
+    itself, and outside any call, it is always False. It takes less than a microsecond.
+    """
+    flag = _current.flag
+    return flag is not None and flag.is_set
+
+
+def set_current(flag: CancelFlag | None) -> None:
+    """From here on, the flag of the call that runs in this thread; None: no call runs."""
+    _current.flag = flag
+
+
+@contextmanager
+def running(flag: CancelFlag) -> Iterator[None]:
+    """:func:`set_current` for a block, and what was current before behind it."""
+    before = _current.flag
+    _current.flag = flag
+    try:
+        yield
+    finally:
+        _current.flag = before

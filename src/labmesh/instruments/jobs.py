@@ -1,0 +1,185 @@
+"""What a driver's thread runs: one call, several in a row, or one that yields its values."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from labmesh.errors import LabmeshError
+from labmesh.instruments.cooperation import CancelFlag
+from labmesh.instruments.exposure import BoundCall
+from labmesh.instruments.failures import driver_failure
+
+__all__ = ["BatchJob", "Interrupted", "Job", "Outcome", "StreamJob"]
+
+
+class Outcome(NamedTuple):
+    """How a job ended: with a value, or with an error (``error.executed`` tells whether it ran)."""
+
+    value: Any = None
+    error: LabmeshError | None = None
+
+
+class Interrupted(Exception):
+    """The caller of a job took it back while it ran, or is gone."""
+
+
+class Hands(Protocol):
+    """What a thread lends to the job that it runs."""
+
+    def settle(self, value: Any, job: Job) -> Any:
+        """The value; of an awaitable, what it gives on the thread's own event loop."""
+
+    def pause(self) -> None:
+        """Between two steps of a long job: what must not wait for its end is done here."""
+
+
+class Job:
+    """A call and what becomes of it.
+
+    :param call: what to run.
+    """
+
+    #: :meth:`done` is called on the worker's loop; False: in the thread, right behind the call
+    on_loop = True
+
+    __slots__ = ("_end_coroutine", "call", "flag", "told_stuck")
+
+    def __init__(self, call: BoundCall) -> None:
+        self.call = call
+        #: raised when nobody waits for it any more
+        self.flag = CancelFlag()
+        #: everybody was told that it lasts too long
+        self.told_stuck = False
+        self._end_coroutine: Callable[[], object] | None = None
+
+    @property
+    def method(self) -> str:
+        """What it is called in the log and in errors."""
+        return self.call.method
+
+    def refusal(self, now: float) -> LabmeshError | None:
+        """Why it must not begin; asked in the thread, right before it would. None: it may."""
+        return None
+
+    def execute(self, hands: Hands) -> Any:
+        """Run the driver, in the thread."""
+        value = self.call.run()
+        return hands.settle(value, self)
+
+    def prepare(self, value: Any) -> Any:
+        """Turn the result into what :meth:`done` gets, in the thread: so a large result does not
+        hold up others, and one that cannot be encoded fails this call only."""
+        return value
+
+    def done(self, outcome: Outcome) -> None:
+        """It ended. Called once, unless it was taken out of the queue."""
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """Tell a job that runs that nobody waits for it; in any thread.
+
+        A coroutine is cancelled, a generator closed at its next ``yield``; any other method goes
+        on, unless it asks :func:`~labmesh.cancel_requested`.
+        """
+        self.flag.set()
+        end = self._end_coroutine
+        if end is not None:
+            end()
+
+    def in_coroutine(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
+        """The coroutine that this job runs now; None: it has ended."""
+        if task is None:
+            self._end_coroutine = None
+            return
+        self._end_coroutine = lambda: loop.call_soon_threadsafe(task.cancel)
+        if self.flag.is_set:
+            task.cancel()
+
+
+class BatchJob(Job):
+    """Several calls, one behind the other; its value is a list of outcomes.
+
+    :param entries: the calls.
+    :param keep_going: also behind one that failed.
+    """
+
+    __slots__ = ("entries", "keep_going", "relay_id")
+
+    def __init__(self, entries: Sequence[BoundCall], *, keep_going: bool, relay_id: str) -> None:
+        names = ", ".join(each.method for each in entries)
+        super().__init__(BoundCall(f"batch({names[:200]})", _nothing, (), {}))
+        self.entries = entries
+        self.keep_going = keep_going
+        self.relay_id = relay_id
+
+    def execute(self, hands: Hands) -> list[Outcome]:
+        """Run them; what is missing in the list did not run."""
+        outcomes: list[Outcome] = []
+        for entry in self.entries:
+            if self.flag.is_set:
+                break
+            try:
+                value = entry.run()
+                outcomes.append(Outcome(hands.settle(value, self)))
+            except BaseException as exc:
+                # As in the worker: whatever a driver raises ends its call and nothing else.
+                error = driver_failure(exc, method=entry.method, relay_id=self.relay_id)
+                outcomes.append(Outcome(error=error))
+                if not self.keep_going:
+                    break
+        return outcomes
+
+
+class StreamJob(Job):
+    """A method that yields: each item goes to :meth:`put`; its value is what it returns."""
+
+    __slots__ = ()
+
+    def put(self, item: Any, hands: Hands) -> None:
+        """Hand one item over, and wait until there is room for another one.
+
+        :raises Interrupted: nobody takes it.
+        """
+        raise NotImplementedError
+
+    def execute(self, hands: Hands) -> Any:
+        """Run the generator to its end, or to the end of its reader's interest."""
+        items = self.call.run()
+        if isinstance(items, AsyncGenerator):
+            return self._drain_async(items, hands)
+        return self._drain(items, hands)
+
+    def _drain(self, items: Generator[Any, Any, Any], hands: Hands) -> Any:
+        try:
+            while True:
+                try:
+                    item = next(items)
+                except StopIteration as end:
+                    return end.value
+                self.put(item, hands)
+        finally:
+            items.close()
+
+    def _drain_async(self, items: AsyncGenerator[Any, Any], hands: Hands) -> None:
+        try:
+            while True:
+                try:
+                    item = hands.settle(anext(items), self)
+                except StopAsyncIteration:
+                    return
+                self.put(item, hands)
+        finally:
+            # The flag is for the items; the generator's own clean-up must run to its end.
+            hands.settle(items.aclose(), _Quiet(self.call))
+
+
+class _Quiet(Job):
+    """Work that nobody can take back."""
+
+    __slots__ = ()
+
+
+def _nothing() -> None:
+    return None

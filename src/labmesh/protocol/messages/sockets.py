@@ -1,0 +1,94 @@
+"""Which messages go where."""
+
+from __future__ import annotations
+
+from labmesh.protocol.messages.bank import (
+    ChunkStored,
+    Committed,
+    DatasetPage,
+    Fetch,
+    Fetched,
+    GetDataset,
+    ListDatasets,
+    UploadAbort,
+    UploadChunk,
+    UploadCommit,
+    UploadGranted,
+    UploadStart,
+)
+from labmesh.protocol.messages.calls import (
+    Alive,
+    Batch,
+    BatchResult,
+    Call,
+    CallState,
+    Cancel,
+    GetCall,
+    Item,
+    More,
+    Result,
+)
+from labmesh.protocol.messages.descriptions import Describe, Description
+from labmesh.protocol.messages.directory import (
+    Goodbye,
+    Heartbeat,
+    Hello,
+    LastEvents,
+    ListLast,
+    ListNodes,
+    Mark,
+    NodeList,
+    Welcome,
+)
+from labmesh.protocol.messages.leases import Acquire, BreakLease, Lease, Release, Renew
+from labmesh.protocol.messages.node import Done, Failure, GetStatus, Ping, Pong, Status
+
+__all__ = [
+    "DIRECTORY_REQUESTS",
+    "INGEST_REQUESTS",
+    "RELAY_REQUESTS",
+    "REPLIES",
+    "RETRIEVE_REQUESTS",
+]
+
+#: What a node's ROUTER socket decodes, by socket.
+DIRECTORY_REQUESTS = (Ping, GetStatus, Hello, Heartbeat, Goodbye, ListNodes, Mark, ListLast)
+RELAY_REQUESTS = (
+    Ping,
+    GetStatus,
+    Call,
+    Batch,
+    Cancel,
+    More,
+    GetCall,
+    Acquire,
+    Renew,
+    Release,
+    BreakLease,
+    Describe,
+)
+INGEST_REQUESTS = (Ping, GetStatus, UploadStart, UploadChunk, UploadCommit, UploadAbort)
+RETRIEVE_REQUESTS = (Ping, GetStatus, ListDatasets, GetDataset, Fetch)
+
+#: What a caller's DEALER socket decodes.
+REPLIES = (
+    Pong,
+    Done,
+    Failure,
+    Status,
+    Welcome,
+    NodeList,
+    LastEvents,
+    Alive,
+    Item,
+    Result,
+    BatchResult,
+    CallState,
+    Lease,
+    Description,
+    UploadGranted,
+    ChunkStored,
+    Committed,
+    DatasetPage,
+    Fetched,
+)

@@ -1,0 +1,185 @@
+"""What every answering socket does with what arrives: decode it, check it, answer it once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from labmesh.errors import InternalError, LabmeshError, ProtocolError
+from labmesh.protocol.callee import admit
+from labmesh.protocol.codec import Buffer, Codec, Limits
+from labmesh.protocol.messages import Failure, Message, Ping, Pong, Reply, Request
+from labmesh.protocol.seldom import Seldom
+from labmesh.transport.channel import Frames
+
+__all__ = ["Answer", "Answering", "Handle", "Origin", "failure"]
+
+log = logging.getLogger(__name__)
+
+#: Largest header that each socket decodes, bytes: decoding a mebibyte of nested lists takes half a
+#: second, which only a relay's callers have a use for (an upload's header carries its meta).
+MAX_HEADER_BYTES = {
+    "directory": 64 * 2**10,
+    "relay": 2**20 + 64 * 2**10,
+    "ingest": 320 * 2**10,
+    "retrieve": 16 * 2**10,
+}
+
+Answer = Reply | tuple[Reply, Buffer] | None
+Handle = Callable[[Request, memoryview | None, "Origin"], "Answer | Coroutine[Any, Any, Answer]"]
+
+
+class Origin(Struct, frozen=True):
+    """Where an answer goes, and in which form its asker speaks."""
+
+    #: ZeroMQ's routing id: which connection, not who
+    peer: bytes
+    #: a REQ socket puts an empty frame first, and wants it back
+    delimited: bool
+    json: bool
+    request_id: str
+    #: who it is, as the handshake proved it; empty: nobody knows
+    user: str = ""
+
+
+class Answering:
+    """Turns the messages of one ROUTER socket into requests, and answers into messages.
+
+    :param name: for the log.
+    :param role: which socket this is (``directory``, ``relay``, ``ingest``, ``retrieve``).
+    :param requests: the messages that this socket takes.
+    :param handle: gets each admitted request. It returns the reply, or None when it will call
+        :meth:`reply` later; what it raises becomes the reply.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        role: str,
+        requests: Sequence[type[Message]],
+        node_id: str,
+        epoch: str,
+        handle: Handle,
+    ) -> None:
+        self._name = name
+        self._requests = Codec(requests, limits=Limits(max_header_bytes=MAX_HEADER_BYTES[role]))
+        self._answers = Codec(())
+        self._node_id, self._epoch = node_id, epoch
+        self._handle = handle
+        self._warnings = Seldom()
+        #: replies that their asker did not take, or messages that could not be read
+        self.dropped = 0
+
+    def _transmit(self, frames: Sequence[Buffer]) -> bool:
+        """Send one message now; False: its receiver is gone, or does not read."""
+        raise NotImplementedError
+
+    def _answer_later(self, origin: Origin, answer: Coroutine[Any, Any, Answer]) -> None:
+        """Take over an answer that is not there yet."""
+        raise NotImplementedError
+
+    def reply(self, origin: Origin, answer: Answer) -> bool:
+        """Send a reply; False: its asker is gone, or does not read.
+
+        :raises ProtocolError: a value in the reply cannot be encoded; nothing was sent.
+        """
+        if answer is None:
+            return True
+        return self.send(origin, self.encode(origin, answer))
+
+    def encode(self, origin: Origin, answer: Reply | tuple[Reply, Buffer]) -> list[Buffer]:
+        """The frames of a reply, in the form that its asker speaks."""
+        message, body = answer if isinstance(answer, tuple) else (answer, None)
+        return self._answers.encode(message, body, json=origin.json)
+
+    def send(self, origin: Origin, encoded: Sequence[Buffer]) -> bool:
+        """Send a reply that was encoded before."""
+        envelope = [origin.peer, b""] if origin.delimited else [origin.peer]
+        delivered = self._transmit([*envelope, *encoded])
+        self.dropped += not delivered
+        return delivered
+
+    def refuse(self, origin: Origin, error: LabmeshError) -> None:
+        """Answer with an error."""
+        self.send(origin, self.encode_error(origin, error))
+
+    def encode_error(self, origin: Origin, error: LabmeshError) -> list[Buffer]:
+        """The frames of an error."""
+        try:
+            return self.encode(origin, failure(origin.request_id, error))
+        except ProtocolError:
+            # A driver may have put a value into the detail that no message can carry.
+            return self.encode(origin, failure(origin.request_id, type(error)(str(error))))
+
+    def take(self, frames: Frames, user: str = "") -> None:
+        """One message that arrived; whatever is wrong with it is answered."""
+        peer = bytes(frames[0])
+        delimited = len(frames) > 1 and len(frames[1]) == 0
+        payload = frames[2:] if delimited else frames[1:]
+        try:
+            decoded = self._requests.decode(payload)
+        except ProtocolError as exc:
+            request_id = str(exc.detail.get("id", ""))
+            origin = Origin(peer, delimited, bool(exc.detail.get("json")), request_id, user)
+            self._warn(exc)
+            self.refuse(origin, exc)
+            return
+        request: Any = decoded.message
+        origin = Origin(peer, delimited, decoded.json, request.id, user)
+        try:
+            now = time.monotonic()
+            admit(request, node_id=self._node_id, epoch=self._epoch, now=now)
+            if isinstance(request, Ping):
+                pong = Pong(id=request.id, node_id=self._node_id, epoch=self._epoch, clock=now)
+                self.reply(origin, pong)
+                return
+            answer = self._handle(request, decoded.body, origin)
+            if answer is None:
+                return
+            if isinstance(answer, Coroutine):
+                self._answer_later(origin, answer)
+            else:
+                self.reply(origin, answer)
+        except LabmeshError as exc:
+            self.refuse(origin, exc)
+        except Exception as exc:
+            self._fault(origin, request, exc)
+
+    def _fault(self, origin: Origin, request: Request | None, exc: Exception) -> None:
+        """A fault of our own: the asker is told, the log has the rest, the node lives."""
+        what = type(request).__name__ if request is not None else "request"
+        log.error("%s: %s %s failed", self._name, what, origin.request_id, exc_info=exc)
+        self.refuse(
+            origin,
+            InternalError(
+                f"{self._name} failed inside ({type(exc).__name__}): this is a fault of labmesh; "
+                "its log has the traceback"
+            ),
+        )
+
+    def _warn(self, exc: ProtocolError) -> None:
+        """Bad input is worth a line, not a line each."""
+        self.dropped += 1
+        held_back = self._warnings.due(time.monotonic())
+        if held_back is not None:
+            log.warning("%s: bad input (%d more since): %s", self._name, held_back, exc)
+
+
+def failure(request_id: str, error: LabmeshError) -> Failure:
+    """An error as the message that carries it."""
+    detail: dict[str, Any] = {
+        key: value for key, value in error.detail.items() if key not in ("id", "json")
+    }
+    return Failure(
+        id=request_id,
+        code=error.code,
+        name=error.name,
+        text=error.text[:2000],
+        retryable=error.retryable,
+        detail=detail,
+    )

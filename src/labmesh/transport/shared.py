@@ -1,0 +1,176 @@
+"""The answering side without an event loop: a ROUTER socket that threads take turns to use.
+
+A request that arrives at an event loop and is run in another thread costs two hand-offs, each as
+much as half of the round trip itself. Here the thread that will run it reads it from the socket and
+answers it there. Whoever holds :attr:`SharedService.lock` has the socket, and all that belongs to
+it: this is the exclusive use with a memory barrier that ZeroMQ asks for. Nobody holds it while a
+driver runs, or while it waits for the socket's descriptor.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import zmq
+
+from labmesh.errors import TooLarge
+from labmesh.protocol.addresses import Address
+from labmesh.protocol.codec import Buffer
+from labmesh.protocol.messages import Message, Request
+from labmesh.transport.answering import Answer, Answering, Origin
+from labmesh.transport.channel import Frames, events_of, receive_rest, send, skip
+from labmesh.transport.sockets import Sockets
+from labmesh.transport.waking import Bell
+
+__all__ = ["SharedService"]
+
+log = logging.getLogger(__name__)
+
+_SKIPPED = 2000
+_MAX_USERS = 4096
+
+
+class SharedService(Answering):
+    """Answers the requests of one ROUTER socket, in whichever thread reads it.
+
+    Hold :attr:`lock` for everything but :meth:`wait`, :meth:`ring` and :meth:`close`.
+
+    :param handle: gets each admitted request, under the lock. It returns the reply, or None when it
+        will call :meth:`reply` later; what it raises becomes the reply.
+    """
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        address: Address,
+        *,
+        role: str,
+        requests: Sequence[type[Message]],
+        node_id: str,
+        kind: str,
+        epoch: str,
+        handle: Callable[[Request, memoryview | None, Origin], Answer],
+        lock: threading.RLock,
+    ) -> None:
+        owner = f"{kind} {node_id}"
+        super().__init__(
+            f"{owner} ({role})",
+            role=role,
+            requests=requests,
+            node_id=node_id,
+            epoch=epoch,
+            handle=handle,
+        )
+        self.lock = lock
+        self._socket, self.address = sockets.bind(zmq.ROUTER, address, role=role, owner=owner)
+        self._sockets = sockets
+        self._bell = Bell(self._socket.FD)
+        self._skipping = False
+        self._users: dict[bytes, str] = {}
+        self._closed = False
+
+    def close(self, linger_ms: int = 200) -> None:
+        """Let the last replies leave; nothing can be sent any more. Twice is fine.
+
+        Whoever waits is woken before; what waits later returns at once.
+        """
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._bell.ring()
+            self._sockets.close(self._socket, linger_ms)
+
+    def dispose(self) -> None:
+        """Give back what the waiting took; call it when nobody waits any more."""
+        self._bell.close()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until there may be something to read, or :meth:`ring`. Without the lock.
+
+        The descriptor tells once that something changed: look with :meth:`read` before waiting.
+        """
+        if not self._closed:
+            self._bell.wait(timeout_s)
+
+    def ring(self) -> None:
+        """End the wait; in any thread."""
+        if not self._closed:
+            self._bell.ring()
+
+    def read(self) -> bool:
+        """Take one message, when one is there; False: none was."""
+        socket = self._socket
+        if self._closed or not events_of(socket) & zmq.POLLIN:
+            return False
+        if self._skipping:
+            # A hundred thousand frames take a tenth of a second: in slices, others get theirs.
+            self._skipping = not skip(socket, _SKIPPED)
+            return True
+        try:
+            frames, user = self._receive()
+        except zmq.Again:
+            return False
+        except TooLarge as exc:
+            self._skipping = True
+            self.dropped += 1
+            if self._warnings.due(time.monotonic()) is not None:
+                log.warning("%s: dropped %s (%d so far)", self._name, exc, self.dropped)
+            return True
+        try:
+            self.take(frames, user)
+        except Exception:
+            # The reader outlives every fault of what it feeds; the fault is ours, so say so.
+            log.exception("%s: a message was not handled", self._name)
+        return True
+
+    def _receive(self) -> tuple[Frames, str]:
+        """One whole message, and who sent it, as the handshake proved it.
+
+        That is looked up once a connection: ZeroMQ's own routing ids begin with a zero, and no
+        other connection gets the same again. One that a peer has chosen may be another's next time.
+        """
+        socket = self._socket
+        peer = socket.recv(zmq.NOBLOCK)
+        user = self._users.get(peer)
+        if user is None:
+            first = socket.recv(zmq.NOBLOCK, copy=False)
+            user = _proved(first)
+            if peer[0] == 0:
+                if len(self._users) >= _MAX_USERS:
+                    del self._users[next(iter(self._users))]
+                self._users[peer] = user
+            frames: Frames = [peer, first.bytes]
+            more = first.more
+        else:
+            frames = [peer, socket.recv(zmq.NOBLOCK)]
+            more = bool(socket.getsockopt(zmq.RCVMORE))
+        if more:
+            receive_rest(socket, frames)
+        return frames, user
+
+    def _transmit(self, frames: Sequence[Buffer]) -> bool:
+        if self._closed:
+            return False
+        try:
+            send(self._socket, frames)
+        except zmq.ZMQError as exc:
+            if exc.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                return False
+            raise
+        return True
+
+    def _answer_later(self, origin: Origin, answer: Coroutine[Any, Any, Answer]) -> None:
+        answer.close()
+        raise TypeError("there is no event loop here to await an answer on")
+
+
+def _proved(frame: zmq.Frame) -> str:
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:  # a connection without a handshake that proves anything
+        return ""

@@ -1,0 +1,103 @@
+"""The benchmark runs: with what is installed here, for a moment. What it finds is not judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from tests.support.processes import Start
+from tests.support.readme import ROOT
+
+RPC = ROOT / "benchmarks" / "rpc.py"
+DOCUMENT = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+OURS = ["raw", "labmesh-blocking", "labmesh-async"]
+LIMIT_S = 40.0
+
+
+def test_it_measures_the_limit_and_both_clients_of_labmesh(start: Start, tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    arguments = ["--quick", "--rounds", "1", "--only", ",".join(OURS), "--json", written]
+    process = start([RPC, *arguments], cwd=tmp_path)
+
+    assert process.wait_end(LIMIT_S) == 0, process.tail()
+    found = json.loads(written.read_text(encoding="utf-8"))
+    assert found["left_out"] == {}
+    for candidate in OURS:
+        medians = found["medians"][candidate]
+        assert list(medians) == ["latency", "in_flight", "array_1mb", "array_8mb"]
+        assert all(figure > 0 for each in medians.values() for figure in each.values())
+    judged = [each["target"] for each in found["targets"] if each["met"] is not None]
+    assert judged == [
+        "round trip, labmesh-blocking: at most 2 x raw",
+        "round trip, labmesh-async: at most 3 x raw",
+        "64 in flight, labmesh-async: at least 0.4 of raw",
+    ]
+    assert "As ratios to raw" in process.output
+
+
+def test_a_peer_that_does_not_install_is_reported_and_left_out(
+    start: Start, tmp_path: Path
+) -> None:
+    written = tmp_path / "figures.json"
+    arguments = ["--quick", "--rounds", "1", "--only", "raw,labmesh-dev0", "--measure", "latency"]
+    process = start(
+        [RPC, *arguments, "--env", tmp_path / "environments", "--json", written],
+        cwd=tmp_path,
+        environ={"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)},
+    )
+
+    assert process.wait_end(LIMIT_S) == 0, process.tail()
+    found = json.loads(written.read_text(encoding="utf-8"))
+    assert "labmesh==0.0.0.dev0" in found["left_out"]["labmesh-dev0"]
+    assert list(found["medians"]) == ["raw"]
+    assert "labmesh-dev0: pip install: " in process.output
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
+def test_interrupted_it_leaves_no_process_behind(start: Start, tmp_path: Path) -> None:
+    process = start([RPC, "--quick", "--rounds", "1000", "--only", ",".join(OURS)], cwd=tmp_path)
+    process.wait_for("round 1 of", LIMIT_S)
+    children = _children(process.pid)
+
+    process.interrupt()
+
+    assert process.wait_end(LIMIT_S) == 130, process.tail()
+    # raw: server, client; each client of labmesh: broker, relay, client
+    assert len(children) == 8
+    assert [each for each in children if Path(f"/proc/{each}").exists()] == []
+
+
+def test_the_document_names_every_candidate_and_only_options_that_exist(
+    start: Start, tmp_path: Path
+) -> None:
+    listing = start([RPC, "--list"], cwd=tmp_path)
+    usage = start([RPC, "--help"], cwd=tmp_path)
+    assert (listing.wait_end(LIMIT_S), usage.wait_end(LIMIT_S)) == (0, 0)
+
+    names = [line.split()[0] for line in listing.output.splitlines()]
+    assert re.findall(r"^\| `([a-z][a-z0-9-]*)` \|", DOCUMENT, re.M) == names
+    ours = re.sub(r"^\$ (?!python benchmarks).*$", "", DOCUMENT, flags=re.M)
+    options = set(re.findall(r"(?<![\w-])--[a-z]+", ours))
+    assert options <= set(re.findall(r"--[a-z]+", usage.output))
+
+
+def test_everything_that_a_peer_needs_has_a_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from harness.candidates import CANDIDATES
+    from harness.environments import requirements
+
+    for each in CANDIDATES:
+        if each.home != "here":
+            assert all("=" in line for line in requirements(each))
+            assert len(requirements(each)) == len(each.needs) > 0
+
+
+def _children(pid: int) -> list[int]:
+    listings = [
+        Path(f"/proc/{pid}/task/{thread}/children").read_text(encoding="ascii")
+        for thread in os.listdir(f"/proc/{pid}/task")
+    ]
+    return [int(each) for listing in listings for each in listing.split()]

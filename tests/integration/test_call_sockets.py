@@ -1,0 +1,354 @@
+"""Sockets for threads that wait, against servers that do not behave."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+import pytest
+import zmq
+from tests.support.doubles import RouterDouble
+from tests.support.peers import open_sockets
+from tests.support.processes import free_ports
+from tests.support.served import eventually
+
+import labmesh.transport.blocking as blocking_module
+from labmesh.errors import LinkLost, OutcomeUnknown, ProtocolError
+from labmesh.protocol.messages import Alive, Call, Cancel, Done, Failure, Result
+from labmesh.transport.blocking import CallSockets, Unsent, Unsettled
+from labmesh.transport.call_session import CallSession
+from labmesh.transport.connection import Standing
+from labmesh.transport.link import Link
+from labmesh.transport.sockets import Sockets
+
+LIMIT_S = 15.0
+UP = Standing(True, "double", "e1", 0.0)
+
+
+@dataclass
+class Known:
+    """What a link knows, as a test says it."""
+
+    endpoint: str
+    where: str = "relay double"
+    standing: Standing = UP
+
+
+class Client:
+    """Makes calls to one server in the calling thread."""
+
+    def __init__(self, sockets: Sockets, endpoint: str) -> None:
+        self.session = CallSession()
+        self.sockets = CallSockets(sockets, self.session)
+        self.known = Known(endpoint)
+
+    @property
+    def idle(self) -> list[Any]:
+        """The sockets that wait for the next call."""
+        return self.sockets._idle.setdefault("double", [])
+
+    def call(self, *args: Any, timeout: float = LIMIT_S, method: str = "move") -> Any:
+        """One call; the reply."""
+        request = Call(
+            id=self.session.next_id(),
+            target="double",
+            epoch="e1",
+            session=self.session.token,
+            method=method,
+            args=list(args),
+        )
+        link = cast(Link, self.known)
+        deadline = time.monotonic() + timeout
+        return self.sockets.ask(request, link, self.known.standing, deadline)
+
+    def connected(self) -> None:
+        """Wait until a call can be sent."""
+        self.sockets.warm(cast(Link, self.known), self.known.standing)
+        (socket,) = self.idle
+        eventually(lambda: socket._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT, "it is connected")
+
+
+@pytest.fixture
+def sockets() -> Iterator[Sockets]:
+    with open_sockets(name="client") as opened:
+        yield opened
+
+
+@pytest.fixture
+def client_of(sockets: Sockets) -> Iterator[Callable[[str], Client]]:
+    clients: list[Client] = []
+
+    def make(endpoint: str) -> Client:
+        clients.append(Client(sockets, endpoint))
+        return clients[-1]
+
+    yield make
+    for each in clients:
+        each.sockets.closed = True
+        each.sockets._keep_none_once_closed()
+
+
+MakeClient = Callable[[str], Client]
+
+
+def result(request: Any, value: Any = "moved") -> Result:
+    return Result(id=request.id, value=value)
+
+
+# ── replies ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "value", [None, 2.5, True, 2**63, "text", [1, [2]], {"a": 1}, 1j, b"x" * 9000]
+)
+def test_a_reply_is_read_as_it_is_by_every_codec(client_of: MakeClient, value: Any) -> None:
+    with RouterDouble(lambda request: [result(request, value)]) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        got = client.call().value
+        assert got == value
+        assert type(got) is type(value)
+
+
+def test_replies_to_other_calls_are_skipped_readable_or_not(client_of: MakeClient) -> None:
+    stray = msgspec.msgpack.encode({"type": "result", "id": "another", "value": "not yours"})
+    unreadable = msgspec.msgpack.encode({"type": "result", "id": "another", "value": {(1,): 2}})
+
+    def answer(request: Any) -> list[Any]:
+        return [[stray], [unreadable], Done(id="7"), [stray], result(request)]
+
+    with RouterDouble(answer) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        assert [client.call().value for _ in range(3)] == ["moved"] * 3
+
+
+def test_a_reply_that_cannot_be_read_leaves_the_call_unsettled(client_of: MakeClient) -> None:
+    def answer(request: Any) -> list[Any]:
+        return [[msgspec.msgpack.encode({"type": "result", "id": request.id, "value": {(1,): 2}})]]
+
+    with RouterDouble(answer) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        with pytest.raises(Unsettled, match="neither text nor a number"):
+            client.call()
+        assert client.idle == []
+
+
+def test_an_endless_message_leaves_the_call_unsettled(client_of: MakeClient) -> None:
+    with RouterDouble(lambda _: [[b"x"] * 100]) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        with pytest.raises(Unsettled, match="frames"):
+            client.call()
+        assert client.idle == []
+
+
+def test_an_answer_that_is_a_failure_is_an_answer(client_of: MakeClient) -> None:
+    def answer(request: Any) -> list[Any]:
+        return [Failure(id=request.id, code=429, name="busy", text="full")]
+
+    with RouterDouble(answer) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        assert client.call().name == "busy"
+
+
+# ── what is not sent ────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_call_that_finds_no_connection_is_not_sent_and_makes_one(
+    client_of: MakeClient,
+) -> None:
+    with RouterDouble(lambda request: [result(request)]) as server:
+        client = client_of(server.endpoint)
+        with pytest.raises(Unsent):
+            client.call(1)
+        client.connected()
+        assert client.call(2).value == "moved"
+        assert [each.args for each in server.requests] == [[2]]
+
+
+def test_where_nobody_listens_nothing_is_sent_and_sockets_are_renewed(
+    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (port,) = free_ports(1)
+    client = client_of(f"tcp://127.0.0.1:{port}")
+    with pytest.raises(Unsent):
+        client.call()
+    (first,) = client.idle
+    with pytest.raises(Unsent):
+        client.call()
+    assert client.idle == [first]
+    monkeypatch.setattr(blocking_module, "_BLOCKED_S", 0.0)
+    for _ in range(2):
+        with pytest.raises(Unsent):
+            client.call()
+    assert first.closed
+    assert client.idle != [first]
+
+
+def test_a_node_that_has_moved_is_called_where_it_is_now(client_of: MakeClient) -> None:
+    with (
+        RouterDouble(lambda request: [result(request, "old")]) as old,
+        RouterDouble(lambda request: [result(request, "new")]) as new,
+    ):
+        client = client_of(old.endpoint)
+        client.connected()
+        assert client.call().value == "old"
+        client.known.endpoint = new.endpoint
+        with pytest.raises(Unsent):
+            client.call()
+        client.connected()
+        assert client.call().value == "new"
+
+
+def test_values_that_cannot_travel_are_refused_before_anything_is_sent(
+    client_of: MakeClient,
+) -> None:
+    with RouterDouble(lambda request: [result(request)]) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        for value in ({1}, 2**64, "\ud800"):
+            with pytest.raises(ProtocolError):
+                client.call(value)
+        with pytest.raises(Unsent, match="large"):
+            client.call(bytes(16 * 2**20 + 1))
+        assert client.call(-(2**63)).value == "moved"
+        assert [each.args for each in server.requests] == [[-(2**63)]]
+
+
+# ── waiting ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_signs_of_life_keep_a_call_open_and_silence_does_not(
+    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking_module, "_QUIET_S", 0.25)
+    with RouterDouble(lambda request: [Alive(id=request.id, state="running")]) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        began = time.monotonic()
+        with pytest.raises(Unsettled, match="quiet") as caught:
+            client.call()
+        assert time.monotonic() - began > 0.25
+        assert began < caught.value.sent_at < caught.value.heard_at
+        assert client.idle == []
+
+
+@pytest.mark.parametrize(
+    "standing",
+    [Standing(False, "double", "e1", 0.0), Standing(True, "double", "e2", 0.0)],
+    ids=["down", "restarted"],
+)
+def test_a_call_is_unsettled_soon_after_its_link_has_changed(
+    client_of: MakeClient, standing: Standing
+) -> None:
+    with RouterDouble() as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        changed = threading.Timer(0.05, lambda: setattr(client.known, "standing", standing))
+        changed.start()
+        began = time.monotonic()
+        with pytest.raises(Unsettled, match="has changed"):
+            client.call()
+        assert time.monotonic() - began < 1.0
+        changed.join()
+
+
+@pytest.mark.parametrize("timeout", [0.03, 0.25])
+def test_at_its_deadline_a_call_is_taken_back_and_unknown(
+    client_of: MakeClient, timeout: float
+) -> None:
+    with RouterDouble() as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        began = time.monotonic()
+        with pytest.raises(OutcomeUnknown, match="at its deadline") as caught:
+            client.call(timeout=timeout)
+        took_s = time.monotonic() - began
+        print(f"overrun {1000 * (took_s - timeout):.0f} ms")
+        assert timeout < took_s < timeout + 0.5
+        eventually(lambda: len(server.requests) == 2, "it was taken back")
+        call, cancel = server.requests
+        assert isinstance(cancel, Cancel)
+        assert cancel.call == call.id == caught.value.detail["call"]
+        assert cancel.session == client.session.token == caught.value.detail["session"]
+        assert client.session.age_s(call.id) < LIMIT_S
+
+
+def test_whatever_interrupts_the_wait_takes_the_call_back(
+    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(BaseException):
+        """As a signal's handler may raise it."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    with RouterDouble() as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        monkeypatch.setattr(blocking_module._CallSocket, "_receive", interrupt)
+        with pytest.raises(Interrupted):
+            client.call()
+        eventually(lambda: len(server.requests) == 2, "it was taken back")
+        assert server.requests[1].call == server.requests[0].id
+        assert client.idle == []
+
+
+def test_half_a_message_is_never_completed_by_another_one(
+    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(BaseException):
+        """As a signal's handler may raise it."""
+
+    def send_half(socket: zmq.Socket[bytes], frames: list[Any]) -> None:
+        socket.send(frames[0], zmq.NOBLOCK | zmq.SNDMORE)
+        raise Interrupted
+
+    with RouterDouble(lambda request: [result(request)]) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        with monkeypatch.context() as patched:
+            patched.setattr(blocking_module, "send", send_half)
+            with pytest.raises(Interrupted):
+                client.call(bytes(10_000))
+        client.connected()
+        assert client.call(2).value == "moved"
+        assert [each.args for each in server.requests] == [[2]]
+
+
+# ── the end ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_closing_ends_calls_that_wait_and_takes_them_back(client_of: MakeClient) -> None:
+    with RouterDouble() as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                client.call()
+            except LinkLost as exc:
+                errors.append(exc)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        eventually(lambda: server.requests, "it was sent")
+        assert not client.sockets.is_held_here()
+        await client.sockets.close()
+        assert client.idle == []
+        assert not client.sockets._held
+        thread.join()
+        assert "outcome is unknown" in str(errors[0])
+        eventually(lambda: len(server.requests) == 2, "it was taken back")
+        with pytest.raises(Unsent):
+            client.call()
+        assert client.idle == []
+        await client.sockets.close()

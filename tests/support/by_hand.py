@@ -1,0 +1,60 @@
+"""A client of plain ZeroMQ and JSON, as one would write it in another language."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import zmq
+
+__all__ = ["ANSWER_MS", "ByHand", "connected"]
+
+ANSWER_MS = 5000
+
+
+class ByHand:
+    """One connection, and the session that it speaks for (empty: none)."""
+
+    def __init__(self, peer: zmq.Socket[bytes], session: str = "") -> None:
+        self._peer = peer
+        self._session = {"session": session} if session else {}
+
+    def send(self, kind: str, request_id: str, **fields: Any) -> None:
+        """Send a request."""
+        message = {"type": kind, "id": request_id, **self._session, **fields}
+        self._peer.send(json.dumps(message).encode())
+
+    def receive(self) -> dict[str, Any]:
+        """The next message that is no sign of life."""
+        while True:
+            assert self._peer.poll(ANSWER_MS), "no answer"
+            message: dict[str, Any] = json.loads(self._peer.recv())
+            if message["type"] != "alive":
+                return message
+
+    def ask(self, kind: str, request_id: str, **fields: Any) -> dict[str, Any]:
+        """Send a request; the next message that comes back."""
+        self.send(kind, request_id, **fields)
+        return self.receive()
+
+    def hears_nothing(self) -> bool:
+        """No message is there now; those that were sent before the last answer would be."""
+        return not self._peer.poll(0)
+
+
+@contextmanager
+def connected(endpoint: str, *sessions: str) -> Iterator[list[ByHand]]:
+    """A connection for each of these sessions; of one session there may be several."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context:
+        peers = [context.socket(zmq.DEALER) for _ in sessions]
+        for peer in peers:
+            peer.linger = 0
+            peer.connect(endpoint)
+        try:
+            yield [ByHand(*each) for each in zip(peers, sessions, strict=True)]
+        finally:
+            for peer in peers:
+                peer.close()
