@@ -80,8 +80,14 @@ class Calls:
 
         if asyncio.get_running_loop() is not self._loop:
             elsewhere = self.call(
-                relay_id, method, args, kwargs, timeout=timeout, limit_s=limit_s,
-                access=access, fence=fence,
+                relay_id,
+                method,
+                args,
+                kwargs,
+                timeout=timeout,
+                limit_s=limit_s,
+                access=access,
+                fence=fence,
             )
             return await self._at_home(elsewhere)
         link = self._links.to_relays.get(relay_id)
@@ -92,8 +98,13 @@ class Calls:
                 # One coroutine a call: each further one costs.
                 try:
                     pending = link.begin_call(
-                        method, args, kwargs, now=began, deadline=deadline,
-                        access=access, fence=fence,
+                        method,
+                        args,
+                        kwargs,
+                        now=began,
+                        deadline=deadline,
+                        access=access,
+                        fence=fence,
                     )
                     try:
                         decoded = await pending.future
@@ -183,7 +194,7 @@ class Calls:
         while method and await self._is_idempotent(relay_id, method, until, began, patient):
             await asyncio.sleep(min(pause_s, max(0.0, until - time.monotonic())))
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
-            if time.monotonic() >= until:
+            if time.monotonic() >= until or self._links.closed:
                 break
             try:
                 return await self._links.reached(relay_id, ask, until)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from labmesh.errors import (
     BadArguments,
@@ -24,8 +24,8 @@ from labmesh.errors import (
 from labmesh.instruments.exposure import BoundCall, MethodTable
 from labmesh.instruments.jobs import Job, Outcome
 from labmesh.instruments.worker import DriverWorker
-from labmesh.protocol.batches import read_entries
-from labmesh.protocol.callee import Callee, OpenCall, Owner
+from labmesh.protocol.batches import BatchEntry, read_entries
+from labmesh.protocol.callee import Callee
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.leases import Ended, Leases
 from labmesh.protocol.messages import (
@@ -45,7 +45,9 @@ from labmesh.protocol.messages import (
     Request,
     SessionRequest,
 )
-from labmesh.served import ServedBatch, ServedCall, ServedStream
+from labmesh.protocol.open_call import Ended as CallEnd
+from labmesh.protocol.open_call import OpenCall, Owner
+from labmesh.served import Served, ServedBatch, ServedCall, ServedStream, kept_value
 from labmesh.transport.answering import Answer, Origin
 from labmesh.transport.shared import SharedService
 
@@ -56,6 +58,8 @@ log = logging.getLogger(__name__)
 #: How often the loop looks after calls while the driver's thread is busy, and how long after.
 _TICK_S = 0.01
 _LINGER_S = 0.1
+
+AnyServed = ServedCall | ServedBatch | ServedStream
 
 #: Publishes the news of a relay: kind of the event, value.
 News = Callable[[str, Any], None]
@@ -87,7 +91,7 @@ class CallDesk:
         )
         self.lock = self.worker.lock
         self._callee = Callee(began_at=time.monotonic())
-        self._served: dict[ServedCall, None] = {}
+        self._served: dict[OpenCall, AnyServed] = {}
         self._refusing = False
         self._loop = asyncio.get_running_loop()
         self._closed = False
@@ -109,9 +113,9 @@ class CallDesk:
             self._refusing = True
         ended = await self.worker.close(timeout_s)
         with self.lock:
-            for served in list(self._served):
-                if served.ended is None:
-                    self.end(served, Outcome(error=_abandoned(self._relay_id, served.method)))
+            for opened in list(self._served):
+                self.end(opened, Outcome(error=_abandoned(self._relay_id, opened.method)))
+            self._service.flush()
         return ended
 
     @property
@@ -140,9 +144,9 @@ class CallDesk:
             case Cancel():
                 return self._cancel(request, _owner(request, origin))
             case More():
-                served = self._callee.find(_owner(request, origin), request.call)
-                if isinstance(served, ServedStream):
-                    served.grant(request.credit)
+                job = self._served[self._callee.find(_owner(request, origin), request.call)]
+                if isinstance(job, ServedStream):
+                    job.grant(request.credit)
                 return Done(id=request.id)
             case GetCall():
                 return self._state_of(request, _owner(request, origin))
@@ -154,22 +158,16 @@ class CallDesk:
     def _call(self, call: Call, origin: Origin) -> None:
         owner = _owner(call, origin)
         now = time.monotonic()
-        repeated = self._callee.find_repeated(owner, call, call.method, origin, now)
-        if repeated is not None:
-            self._answer_again(repeated)
+        if self._is_repeated(owner, call, call.method, origin, now):
             return
         try:
             bound = self._table.bind(call.method, call.args, call.kwargs, call.access)
-            kind = ServedCall
+            job: AnyServed
             if bound.yields:
-                kind = ServedStream
-                if not call.credit:
-                    raise BadArguments(
-                        f"{call.method} yields its values one by one: iterate over "
-                        f"relay.stream({call.method!r}), or 'for value in psu.{call.method}()'",
-                        method=call.method,
-                    )
-            self._submit(kind(self, owner, origin, call, bound, now), now)
+                job = ServedStream(bound, _credit(call))
+            else:
+                job = ServedCall(bound)
+            self._submit(job, owner, call, call.method, origin, bound.read_only, now)
         except LabmeshError:
             if call.session:
                 self._callee.refused(owner, call.id, now)
@@ -178,39 +176,68 @@ class CallDesk:
     def _batch(self, batch: Batch, origin: Origin) -> None:
         owner = _owner(batch, origin)
         now = time.monotonic()
-        repeated = self._callee.find_repeated(owner, batch, "batch", origin, now)
-        if repeated is not None:
-            self._answer_again(repeated)
+        if self._is_repeated(owner, batch, "batch", origin, now):
             return
         try:
             bound = [
-                self._table.bind(each.method, each.args, each.kwargs, each.access)
-                for each in read_entries(batch.calls)
+                self._bound(index, each) for index, each in enumerate(read_entries(batch.calls))
             ]
-            for each in bound:
-                if each.yields:
-                    raise BadArguments(f"{each.method} yields its values: no batch can have it")
-            self._submit(ServedBatch(self, owner, origin, batch, bound, now), now)
+            job = ServedBatch(bound, keep_going=batch.keep_going, relay_id=self._relay_id)
+            read_only = all(each.read_only for each in bound)
+            self._submit(job, owner, batch, "batch", origin, read_only, now)
         except LabmeshError:
             if batch.session:
                 self._callee.refused(owner, batch.id, now)
             raise
 
-    def _submit(self, served: ServedCall, now: float) -> None:
+    def _bound(self, index: int, entry: BatchEntry) -> BoundCall:
+        try:
+            bound = self._table.bind(entry.method, entry.args, entry.kwargs, entry.access)
+            if bound.yields:
+                raise BadArguments(f"{entry.method} yields its values, and a batch has no room")
+        except LabmeshError as exc:
+            text = f"call {index + 1} of this batch: {exc}; nothing of it was run"
+            raise type(exc)(text, **{**exc.detail, "index": index}) from exc
+        return bound
+
+    def _is_repeated(
+        self, owner: Owner, request: Call | Batch, method: str, origin: Origin, now: float
+    ) -> bool:
+        known = self._callee.find_repeated(owner, request, method, origin, now)
+        if known is None:
+            return False
+        self._answer_again(known)
+        return True
+
+    def _submit(
+        self,
+        job: AnyServed,
+        owner: Owner,
+        request: Call | Batch,
+        method: str,
+        origin: Origin,
+        read_only: bool,
+        now: float,
+    ) -> None:
         if self._refusing:
-            raise Stopping(f"{self._relay_id} is shutting down; {served.method} was not run")
-        served.deadline = self._callee.deadline_of(served.request.deadline, now)
-        error = served.refusal(now)
+            raise Stopping(f"{self._relay_id} is shutting down; {method} was not run")
+        callee = self._callee
+        deadline = callee.deadline_of(request.deadline, now)
+        if deadline <= now:
+            raise Expired("the deadline passed on the way; it was not run and will not be")
+        opened = OpenCall(owner, origin, request.id, method, deadline, bool(request.session), now)
+        job.open_at(self, opened, request.fence, read_only)
+        error = job.why_not(now)
         if error is not None:
             raise error
-        self._callee.accept(served)
-        self._served[served] = None
+        callee.accept(opened)
+        self._served[opened] = job
         try:
-            self.worker.submit(served.job)
-        except LabmeshError as exc:
-            del self._served[served]
-            self._callee.finish(served, "not_run", None, now)
-            raise exc
+            self.worker.submit(job)
+        except LabmeshError:
+            del self._served[opened]
+            callee.finish(opened, "not_run", None, now)
+            raise
 
     def _answer_again(self, opened: OpenCall) -> None:
         """A call came once more: its reply goes out again, or will go to where it came from."""
@@ -219,23 +246,26 @@ class CallDesk:
         if opened.reply is not None:
             self._service.send(opened.origin, opened.reply)
             return
+        if opened.ended == "not_run":
+            raise Cancelled(f"{opened.method} was refused before; it did not run and will not")
         raise OutcomeUnknown(
             f"{opened.method} ran, and {opened.ended}, but its reply was too large to be kept",
             state=opened.ended,
         )
 
     def _cancel(self, request: Cancel, owner: Owner) -> Done:
-        served = self._callee.find(owner, request.call)
-        assert isinstance(served, ServedCall)
-        if self._take_back(served, _cancelled(served.method)):
+        opened = self._callee.find(owner, request.call)
+        if self._take_back(opened, _cancelled(opened.method)):
             return Done(id=request.id)
-        served.job.interrupt()
-        raise Conflict(f"{served.method} has begun; it was told that nobody waits for it")
+        self._served[opened].interrupt()
+        raise Conflict(f"{opened.method} has begun; it was told that nobody waits for it")
 
     def _state_of(self, request: GetCall, owner: Owner) -> CallState:
         now = time.monotonic()
         try:
-            known = self._callee.look_up(owner, request.call, request.age_s, now)
+            known = self._callee.look_up(
+                owner, request.call, request.age_s, now, kept=bool(request.session)
+            )
         except OutcomeUnknown as exc:
             return CallState(id=request.id, state="unknown", text=str(exc))
         if known is None:
@@ -244,10 +274,9 @@ class CallDesk:
         return self._told(request.id, known, now)
 
     def _told(self, request_id: str, opened: OpenCall, now: float) -> CallState:
-        assert isinstance(opened, ServedCall)
         error, value, kept = opened.error, None, False
         if opened.ended == "returned" and opened.reply is not None:
-            value, kept = opened.kept_value(), True
+            value, kept = kept_value(opened), True
         return CallState(
             id=request_id,
             state=opened.state,
@@ -262,32 +291,34 @@ class CallDesk:
 
     # ── ends of calls, under the lock ───────────────────────────────────────────────────────────
 
-    def end(self, served: ServedCall, outcome: Outcome) -> None:
+    def end(self, opened: OpenCall, outcome: Outcome) -> None:
         """A call ended: its caller is told, once."""
-        if served.ended is not None:
+        if opened.ended is not None:
             return
-        del self._served[served]
+        del self._served[opened]
         error = outcome.error
+        ended: CallEnd = "returned"
         if error is None:
             reply = outcome.value
-            self._callee.finish(served, "returned", reply, time.monotonic())
         else:
-            served.error = error
-            reply = self._service.encode_error(served.origin, error)
-            ended: Literal["not_run", "raised"] = "not_run" if error.executed is False else "raised"
-            self._callee.finish(served, ended, reply, time.monotonic())
-        self._service.send(served.origin, reply)
+            # What is remembered must not keep the frames alive that it was raised in.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            opened.error = error
+            reply = self._service.encode_error(opened.origin, error)
+            ended = "not_run" if error.executed is False else "raised"
+        self._callee.finish(opened, ended, reply, time.monotonic())
+        self._service.send_soon(opened.origin, reply)
 
-    def _take_back(self, served: ServedCall, error: LabmeshError) -> bool:
+    def _take_back(self, opened: OpenCall, error: LabmeshError) -> bool:
         """End a call that still waits; False: it has begun."""
-        if not self.worker.cancel(served.job):
+        if not self.worker.cancel(self._served[opened]):
             return False
-        self.end(served, Outcome(error=error))
+        self.end(opened, Outcome(error=error))
         return True
 
-    def say(self, served: ServedCall, frames: list[Buffer]) -> bool:
+    def say(self, opened: OpenCall, frames: list[Buffer]) -> bool:
         """Send what is not the last reply of a call; False: nobody is there to take it."""
-        return served.ended is None and self._service.send(served.origin, frames)
+        return opened.ended is None and self._service.send(opened.origin, frames)
 
     # ── leases, under the lock ──────────────────────────────────────────────────────────────────
 
@@ -340,10 +371,10 @@ class CallDesk:
     def _interrupt_writes(self, ended: Ended) -> None:
         """A scan whose reader froze would hold the driver for ever, and go on when that wakes."""
         lease = ended.held
-        for each in self._served:
-            under_it = (each.request.fence, each.owner) == (lease.fence, lease.owner)
-            if under_it and not each.read_only:
-                each.job.interrupt()
+        for opened, job in self._served.items():
+            under_it = (job.fence, opened.owner) == (lease.fence, lease.owner)
+            if under_it and not job.read_only:
+                job.interrupt()
 
     def _tell(self, kind: str, value: Any) -> None:
         """In any thread."""
@@ -376,14 +407,13 @@ class CallDesk:
         """What time brings about; returns in how many seconds to look again."""
         self.worker.look_at_source()
         self._expire_lease(now)
-        for each in self._callee.overdue(now):
-            assert isinstance(each, ServedCall)
-            self._take_back(each, _overdue(each.method))
-        for each, alive in self._callee.signs(now):
-            assert isinstance(each, ServedCall)
-            if not self.say(each, self._service.encode(each.origin, alive)):
-                each.reader_is_gone()
+        for opened in self._callee.overdue(now):
+            self._take_back(opened, _overdue(opened.method))
+        for opened, alive in self._callee.signs(now):
+            if not self.say(opened, self._service.encode(opened.origin, alive)):
+                self._served[opened].reader_is_gone()
         self._look_for_stuck(now)
+        self._service.flush()
         if not self._may_rest(now):
             return _TICK_S
         self._watching = False
@@ -404,9 +434,8 @@ class CallDesk:
             job = running.job
             limit_s = job.call.timeout_s
             if limit_s and now >= running.since + limit_s:
-                served = getattr(job, "served", None)
-                if served is not None and served.ended is None:
-                    self.end(served, Outcome(error=_stuck(self._relay_id, job.method, limit_s)))
+                if isinstance(job, Served):
+                    self.end(job.opened, Outcome(error=_stuck(self._relay_id, job.method, limit_s)))
             if not job.told_stuck and is_stuck(job, running.since, now):
                 job.told_stuck = True
                 news = {"method": job.method, "running_s": round(now - running.since, 3)}
@@ -437,12 +466,22 @@ class _SafeState(Job):
         self._tell("safe_state", {"error": None if error is None else str(error)})
 
 
+def _credit(call: Call) -> int:
+    """How many items its caller takes at first."""
+    if not call.credit:
+        raise BadArguments(
+            f"{call.method} yields its values one by one: iterate over "
+            f"relay.stream({call.method!r}), or 'for value in psu.{call.method}()'",
+            method=call.method,
+        )
+    return call.credit
+
+
 def is_stuck(job: Job, since: float, now: float) -> bool:
     """Has it run longer than it may, or than its caller waits?"""
     if job.call.timeout_s:
         return now >= since + job.call.timeout_s
-    served = getattr(job, "served", None)
-    return isinstance(served, ServedCall) and now >= served.deadline
+    return isinstance(job, Served) and now >= job.opened.deadline
 
 
 def _owner(request: SessionRequest | Invocation, origin: Origin) -> Owner:

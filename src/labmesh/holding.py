@@ -190,6 +190,9 @@ class Fences:
     # ── begin and end ───────────────────────────────────────────────────────────────────────────
 
     async def _acquire(self, relay_id: str, request: Acquire) -> HeldLease:
+        held = self._held.get(relay_id)
+        if held is not None and not held.lost:
+            await self._look_again(held)
         self._refuse_a_second(relay_id)
         self._acquiring.add(relay_id)
         try:
@@ -206,6 +209,17 @@ class Fences:
             raise Stopping(f"this client was closed; {relay_id} was not acquired")
         self._renewing[lease] = self._task(self._renew(lease), f"lease of {relay_id}")
         return lease
+
+    async def _look_again(self, lease: HeldLease) -> None:
+        """Whoever was refused because it is over wants another one, before the next renewal."""
+        try:
+            await self.client.request(
+                lease.relay_id, Renew(id="-", fence=lease.fence), Lease, timeout=_REQUEST_S
+            )
+        except Locked as exc:
+            if not lease.lost:
+                self._stop_renewing(lease)
+                self._lose(lease, str(exc))
 
     def _refuse_a_second(self, relay_id: str) -> None:
         held = self._held.get(relay_id)

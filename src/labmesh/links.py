@@ -67,6 +67,11 @@ class NodeLinks:
     def __len__(self) -> int:
         return len(self._links)
 
+    @property
+    def closed(self) -> bool:
+        """Nothing can be sent any more."""
+        return self._closed
+
     def close(self) -> None:
         """End what is open; nothing can be sent any more."""
         self._closed = True

@@ -302,8 +302,8 @@ class RelayClient:
         if name.startswith("_"):
             raise AttributeError(name)
 
-        async def method(*args: Any, **kwargs: Any) -> Any:
-            return await self.invoke(name, list(args), kwargs)
+        def method(*args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+            return self.invoke(name, list(args), kwargs)
 
         method.__name__ = method.__qualname__ = name
         return method

@@ -142,6 +142,24 @@ def test_a_relay_dies_in_the_middle_of_a_call_and_comes_back(
     assert "look at the instrument" in repr(settled)
 
 
+def test_the_command_line_tells_of_a_dead_relay_soon(
+    network: Network, start: Start, tmp_path: Path
+) -> None:
+    start_relay(network).kill9()
+    environ = {"LMH_BROKER": network.rpc}
+    began = time.monotonic()
+    called = start(
+        ["-m", "labmesh", "call", "Inst-0", "square", "3"], cwd=tmp_path, environ=environ
+    )
+    assert called.wait_end(LIMIT_S) == 5
+    print(f"told after {time.monotonic() - began:.2f} s:\n{called.errors}")
+    assert "nobody answers at relay Inst-0" in called.errors
+    assert "(Nothing was run.)" in called.errors
+    shown = start(["-m", "labmesh", "show", "Inst-0"], cwd=tmp_path, environ=environ)
+    assert shown.wait_end(LIMIT_S) == 5
+    assert "link        DOWN, last message never: nobody answers at relay" in shown.output
+
+
 def test_a_relay_is_restarted_between_two_cells(
     network: Network, connect: Callable[[], Mesh]
 ) -> None:

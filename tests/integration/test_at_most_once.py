@@ -19,7 +19,7 @@ from tests.support.processes import free_ports
 
 from labmesh import DirectorClientAgent, RelayAgent, RelayClient, expose
 from labmesh.errors import LabmeshError, LinkLost, NotSent, OutcomeUnknown
-from labmesh.protocol.messages import Hello, Welcome
+from labmesh.protocol.messages import Call, Hello, Welcome
 from labmesh.transport.link import Link
 
 LIMIT_S = 10.0
@@ -309,6 +309,21 @@ async def test_an_idempotent_call_is_tried_until_its_deadline_and_not_longer(lab
     assert lab.driver.runs == ["set 1.0", "set 3.0"]
 
 
+async def test_an_idempotent_call_ends_with_its_client(lab: Lab) -> None:
+    async with lab() as (relay, _):
+        async with lab.relay():
+            await relay.describe()
+        await until(lambda: not lab.is_up())
+        calling = starting(relay.call("set_voltage", 2.0, timeout=60.0))
+        await asyncio.sleep(0)
+        began = time.monotonic()
+        await lab.client.close()
+        with pytest.raises(LinkLost):
+            await calling
+        assert time.monotonic() - began < 2.0
+    assert lab.driver.runs == []
+
+
 # ── the client ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -317,9 +332,9 @@ async def test_each_client_has_a_session_of_its_own(lab: Lab) -> None:
     assert one.session.token != other.session.token
     assert len(one.session.token) == 32
     assert one.link_to("Inst-0") is None
-    for closed in (
-        one.invoke("Inst-0", "move", [], {}),
-        one.open_stream("Inst-0", "scan", [], {}, timeout=1.0, credit=1),
-    ):
-        with pytest.raises(LinkLost, match="not connected"):
-            await closed
+    with pytest.raises(LinkLost, match="not connected"):
+        await RelayClient(one, "Inst-0").move()
+    with pytest.raises(LinkLost, match="not connected"):
+        await anext(RelayClient(one, "Inst-0").stream("scan"))
+    with pytest.raises(LinkLost, match="not connected"):
+        await one.settle_call("Inst-0", Call(id="1", method="move"), deadline=1.0)

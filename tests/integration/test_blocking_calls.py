@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 from tests.support.processes import Process, program
 from tests.support.served import ServedMesh, eventually
 
 import labmesh
 import labmesh.transport.blocking as blocking_module
+import labmesh.transport.call_socket as call_socket_module
 from labmesh.errors import (
     BadArguments,
     DriverError,
@@ -33,6 +35,7 @@ from labmesh.errors import (
     TooLarge,
 )
 from labmesh.mesh import Instrument, Mesh
+from labmesh.protocol.messages import Done
 from labmesh.testing import Held, ScriptedInstrument
 
 LIMIT_S = 15.0
@@ -93,7 +96,7 @@ def connected(mesh: Mesh, relay_id: str) -> None:
 
     def is_connected() -> bool:
         (socket,) = sockets_of(mesh)[relay_id]
-        return bool(socket._socket.getsockopt(blocking_module.zmq.EVENTS) & 2)  # POLLOUT
+        return bool(socket._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT)
 
     eventually(is_connected, "a socket is connected")
 
@@ -222,7 +225,7 @@ def test_a_call_that_lasts_is_kept_open_by_its_signs_of_life(mesh: Mesh, stage: 
     with loop_held(mesh):
         got = stage.hold(proxy)
         # Without a sign it would be given up here, and wait for the loop.
-        time.sleep(blocking_module._QUIET_S + 0.3)
+        time.sleep(call_socket_module._QUIET_S + 0.3)
         stage.release()
         assert got == ["held"]
 
@@ -339,6 +342,48 @@ def test_a_timeout_that_is_none_is_refused(echo: Instrument, timeout: Any) -> No
         echo.call("echo", 1, timeout=timeout)
 
 
+# ── the other way ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_cannot_be_sent_from_here_goes_through_the_loop(
+    mesh: Mesh, echo: Instrument, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsent(*_: object) -> None:
+        raise call_socket_module.Unsent
+
+    monkeypatch.setattr(mesh._session.client.direct, "ask", unsent)
+    assert echo.echo(1) == 1
+    assert echo.call("echo", 2, timeout=LIMIT_S) == 2
+    calls = [["echo", [3], {}, "call"], ["fail", [], {}, "call"]]
+    outcomes = mesh._session.batch("echo-0", calls, timeout=LIMIT_S).outcomes
+    assert outcomes[0] == [3]
+    assert outcomes[1][0] == "driver"
+    with pytest.raises(ValueError, match="no such channel"):
+        echo.fail()
+
+
+def test_a_relay_that_says_that_it_is_another_one_is_looked_for(
+    mesh: Mesh, echo: Instrument, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a link has not noticed yet that the relay was restarted."""
+    link = mesh._session.client.link_to("echo-0")
+    assert link is not None
+    stale = link.standing._replace(epoch="an earlier one")
+    calls = mesh._session._calls
+    monkeypatch.setattr(calls, "_way", lambda *_: (link, stale, stale.ahead_s))
+    assert echo.echo(1) == 1
+
+
+def test_an_answer_that_is_none_is_settled(
+    mesh: Mesh, echo: Instrument, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nonsense(request: Any, *_: object) -> Done:
+        return Done(id=request.id)
+
+    monkeypatch.setattr(mesh._session.client.direct, "ask", nonsense)
+    assert echo.echo(1) == 1
+
+
 # ── what is settled by sending it again ─────────────────────────────────────────────────────────
 
 
@@ -347,7 +392,7 @@ def test_a_call_of_which_nothing_is_heard_is_settled_and_runs_once(
 ) -> None:
     proxy = mesh["stage"]
     connected(mesh, "stage")
-    monkeypatch.setattr(blocking_module, "_QUIET_S", 0.0)
+    monkeypatch.setattr(call_socket_module, "_QUIET_S", 0.0)
     got = stage.hold(proxy)
     # The socket is given up with the call.
     eventually(lambda: not mesh._session.client.direct._held, "the call goes on elsewhere")

@@ -16,11 +16,12 @@ from tests.support.peers import open_sockets
 from tests.support.processes import free_ports
 from tests.support.served import eventually
 
-import labmesh.transport.blocking as blocking_module
+import labmesh.transport.call_socket as call_socket_module
 from labmesh.errors import LinkLost, OutcomeUnknown, ProtocolError
 from labmesh.protocol.messages import Alive, Call, Cancel, Done, Failure, Result
-from labmesh.transport.blocking import CallSockets, Unsent, Unsettled
+from labmesh.transport.blocking import CallSockets
 from labmesh.transport.call_session import CallSession
+from labmesh.transport.call_socket import Unsent, Unsettled
 from labmesh.transport.connection import Standing
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
@@ -184,7 +185,7 @@ def test_where_nobody_listens_nothing_is_sent_and_sockets_are_renewed(
     with pytest.raises(Unsent):
         client.call()
     assert client.idle == [first]
-    monkeypatch.setattr(blocking_module, "_BLOCKED_S", 0.0)
+    monkeypatch.setattr(call_socket_module, "_BLOCKED_S", 0.0)
     for _ in range(2):
         with pytest.raises(Unsent):
             client.call()
@@ -228,7 +229,7 @@ def test_values_that_cannot_travel_are_refused_before_anything_is_sent(
 def test_signs_of_life_keep_a_call_open_and_silence_does_not(
     client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocking_module, "_QUIET_S", 0.25)
+    monkeypatch.setattr(call_socket_module, "_QUIET_S", 0.25)
     with RouterDouble(lambda request: [Alive(id=request.id, state="running")]) as server:
         client = client_of(server.endpoint)
         client.connected()
@@ -293,7 +294,7 @@ def test_whatever_interrupts_the_wait_takes_the_call_back(
     with RouterDouble() as server:
         client = client_of(server.endpoint)
         client.connected()
-        monkeypatch.setattr(blocking_module._CallSocket, "_receive", interrupt)
+        monkeypatch.setattr(call_socket_module.CallSocket, "_receive", interrupt)
         with pytest.raises(Interrupted):
             client.call()
         eventually(lambda: len(server.requests) == 2, "it was taken back")
@@ -315,12 +316,53 @@ def test_half_a_message_is_never_completed_by_another_one(
         client = client_of(server.endpoint)
         client.connected()
         with monkeypatch.context() as patched:
-            patched.setattr(blocking_module, "send", send_half)
+            patched.setattr(call_socket_module, "send", send_half)
             with pytest.raises(Interrupted):
                 client.call(bytes(10_000))
         client.connected()
         assert client.call(2).value == "moved"
         assert [each.args for each in server.requests] == [[2]]
+
+
+@pytest.mark.parametrize("given_back", [True, False])
+def test_what_interrupts_the_return_of_a_socket_leaves_none_that_nobody_has(
+    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch, given_back: bool
+) -> None:
+    class Interrupted(BaseException):
+        """As a signal's handler may raise it."""
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    step = "_keep_none_once_closed" if given_back else "_give_back"
+    with RouterDouble(lambda request: [result(request)]) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        (socket,) = client.idle
+        with monkeypatch.context() as patched:
+            patched.setattr(CallSockets, step, interrupt)
+            with pytest.raises(Interrupted):
+                client.call()
+        assert socket.closed is not given_back
+        assert client.idle == ([socket] if given_back else [])
+        assert not client.sockets._held
+        assert not client.sockets.is_held_here()
+
+
+def test_without_room_for_a_socket_nothing_is_sent(
+    client_of: MakeClient, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_endpoint: str) -> None:
+        raise LinkLost("too many open files")
+
+    with RouterDouble(lambda request: [result(request)]) as server:
+        client = client_of(server.endpoint)
+        with monkeypatch.context() as patched:
+            patched.setattr(sockets, "lend", full)
+            with pytest.raises(Unsent):
+                client.call()
+        client.connected()
+        assert client.call().value == "moved"
 
 
 # ── the end ─────────────────────────────────────────────────────────────────────────────────────

@@ -546,7 +546,7 @@ async def test_a_call_lasts_as_long_as_its_relay_shows_that_it_runs(
 ) -> None:
     """Far beyond the silence that ends it: the signs of life, here ten times as many, tell."""
     monkeypatch.setattr("labmesh.protocol.callee.SIGN_INTERVAL_S", 0.1)
-    monkeypatch.setattr("labmesh.transport.link.Caller", partial(Caller, silence_s=0.3))
+    monkeypatch.setattr("labmesh.transport.requests.Caller", partial(Caller, silence_s=0.3))
     driver = ScriptedInstrument(slow=After(0.7, "done"))
     async with relay_of(driver) as relay:
         running, queued = await asyncio.gather(relay.slow(), relay.slow())

@@ -196,8 +196,12 @@ def test_a_lease_can_be_broken(served: ServedMesh, psu: Any) -> None:
     lease = psu.lease(note="away for lunch")
     other.break_lease("it is my turn")
     other.voltage = 3
-    with pytest.raises(Locked):
+    with pytest.raises(Locked, match=r"it is my turn.*acquire it again"):
         psu.voltage = 4
+    with psu.lease(note="back again") as again:  # as that said, without waiting for anything
+        assert again.fence > lease.fence
+        psu.voltage = 4
+    assert "it is my turn" in lease.lost
     lease.release()
     with pytest.raises(NotFound):
         other.break_lease()

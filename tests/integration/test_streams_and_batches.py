@@ -196,18 +196,6 @@ async def test_what_cannot_be_streamed_says_so_before_anything_runs() -> None:
         assert driver.made == []
 
 
-async def test_a_relay_that_stops_ends_its_streams() -> None:
-    async with scanning() as (relay, _, mesh):
-        stream = relay.stream("scan", 10_000)
-        assert await anext(stream) == 0
-        stopping = asyncio.create_task(mesh.relays["Inst-0"].stop())
-        with pytest.raises(LabmeshError) as caught:
-            async for _ in stream:
-                pass
-        print(f"a stream of a relay that stops: {caught.value!r}")
-        await stopping
-
-
 async def test_a_stream_is_read_from_any_loop() -> None:
     async with scanning() as (relay, _, _):
 

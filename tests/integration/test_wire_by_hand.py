@@ -61,10 +61,13 @@ class Instrument:
 Talk = Callable[..., None]
 
 
-async def talk(instrument: Instrument, conversation: Talk, *sessions: str) -> None:
-    """Hold a conversation over a connection for each of these sessions."""
+async def talk(instrument: Instrument, conversation: Talk, *sessions: str, **options: Any) -> None:
+    """Hold a conversation over a connection for each of these sessions.
+
+    :param options: of the relay.
+    """
     async with LocalMesh(banks=0) as mesh:
-        relay = await mesh.start_relay("Inst-0", instrument)
+        relay = await mesh.start_relay("Inst-0", instrument, **options)
 
         def converse() -> None:
             with connected(str(relay.rpc), *sessions) as clients:
@@ -113,6 +116,47 @@ async def test_an_open_call_is_answered_where_it_was_sent_last() -> None:
 
     await talk(instrument, conversation, ADA, ADA)
     assert instrument.runs == 1
+
+
+async def test_a_call_that_comes_again_after_its_deadline_is_not_said_to_have_not_run() -> None:
+    instrument = Instrument()
+
+    def conversation(client: ByHand) -> None:
+        deadline = client.ask("ping", "1")["clock"] + 0.3
+        client.send("call", "2", method="hold", deadline=deadline)
+        assert instrument.begun.wait(LIMIT_S)
+        while client.ask("ping", "3")["clock"] <= deadline:
+            continue
+        client.send("call", "2", method="hold", deadline=deadline)
+        assert client.ask("get_call", "4", call="2")["state"] == "running"
+        instrument.may_end.set()
+        assert client.receive()["value"] == 1
+        again = client.ask("call", "2", method="hold", deadline=deadline)
+        assert again["value"] == 1
+        assert refused(client.ask("call", "5", method="hold", deadline=deadline)) == "expired"
+        assert refused(client.ask("call", "5", method="hold")) == "cancelled"
+
+    await talk(instrument, conversation, ADA)
+    assert instrument.runs == 1
+
+
+async def test_a_call_that_was_taken_and_had_no_room_did_not_run() -> None:
+    instrument = Instrument()
+
+    def conversation(client: ByHand) -> None:
+        client.send("call", "1", method="hold")
+        assert instrument.begun.wait(LIMIT_S)
+        client.send("call", "2", method="count")
+        for _ in range(2):
+            assert client.ask("get_call", "9", call="2")["state"] == "queued"
+        assert refused(client.ask("call", "3", method="count")) == "busy"
+        assert client.ask("get_call", "9", call="3")["state"] == "not_run"
+        assert refused(client.ask("call", "3", method="count")) == "cancelled"
+        instrument.may_end.set()
+        assert [client.receive()["value"] for _ in range(2)] == [1, 2]
+
+    await talk(instrument, conversation, ADA, max_queue=1)
+    assert instrument.runs == 2
 
 
 async def test_what_was_not_kept_is_not_run_again() -> None:
@@ -166,7 +210,7 @@ async def test_an_id_is_one_call() -> None:
         assert bob.ask("call", "1", method="look")["value"] == 1
         assert ada.ask("get_call", "2", call="1")["method"] == "count"
         assert bob.ask("get_call", "2", call="1")["method"] == "look"
-        for wrong in ("abc", "-1", "1" * 20):
+        for wrong in ("abc", "-1", "0", "007", "1" * 20):
             assert refused(ada.ask("call", wrong, method="count")) == "bad_request"
 
     await talk(instrument, conversation, ADA, BOB)
@@ -179,9 +223,10 @@ async def test_without_a_session_a_repeated_id_is_a_new_call() -> None:
     def conversation(first: ByHand, second: ByHand) -> None:
         runs = [first.ask("call", "1", method="count")["value"] for _ in range(3)]
         assert runs == [1, 2, 3]
-        assert first.ask("get_call", "2", call="1")["state"] == "not_run"
+        assert first.ask("get_call", "2", call="1")["state"] == "unknown"
         first.send("call", "1", method="hold")
         assert instrument.begun.wait(LIMIT_S)
+        assert first.ask("get_call", "2", call="1")["state"] == "running"
         assert refused(first.ask("call", "1", method="hold")) == "conflict"
         second.send("call", "1", method="count")
         instrument.may_end.set()

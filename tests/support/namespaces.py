@@ -51,6 +51,20 @@ class Host:
         """Run a command that ends well; its output."""
         return _run(*self.prefix, *command)
 
+    def cut_off(self, address: str) -> None:
+        """What this host sends to an address is lost; what comes from there arrives."""
+        self.run("ip", "route", "add", "blackhole", address)
+
+    def let_through(self, address: str) -> None:
+        """The end of :meth:`cut_off`."""
+        self.run("ip", "route", "delete", "blackhole", address)
+
+    def has_nothing_to_send(self) -> bool:
+        """No connection, also none that was closed here, holds what was not acknowledged."""
+        # State, bytes received and not read, bytes sent and not acknowledged, the two ends.
+        rows = (line.split() for line in self.run("ss", "-Htn").splitlines())
+        return all(row[2] == "0" for row in rows)
+
     def start(
         self,
         arguments: Sequence[str | os.PathLike[str]],

@@ -6,12 +6,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support import records
+from tests.support.peers import open_sockets
 from tests.support.processes import free_ports
 
 from labmesh import DataBank, DirectorClientAgent, DirectoryBroker, RelayAgent
+from labmesh.protocol.messages import Hello, Welcome
 from labmesh.testing import ScriptedInstrument
+from labmesh.transport.link import Link
 
 ANYWHERE = "tcp://127.0.0.1:*"
+_ANSWER_S = 10.0
+
+
+async def list_relay(broker_rpc: str, endpoint: str, relay_id: str = "Inst-0") -> None:
+    """Have a broker list a relay at an address that is not its own, such as a cable's end."""
+    with open_sockets() as sockets:
+        link = Link(sockets, broker_rpc, where="the broker")
+        try:
+            node = records.relay(relay_id, endpoint=endpoint)
+            await link.request(Hello(id="-", node=node), Welcome, timeout=_ANSWER_S)
+        finally:
+            link.close()
 
 
 @dataclass

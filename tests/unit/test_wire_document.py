@@ -12,7 +12,7 @@ import pytest
 from msgspec import inspect as types
 
 from labmesh import calls, errors, states
-from labmesh.protocol import callee, json_values, leases, messages, msgpack_values, topics
+from labmesh.protocol import json_values, leases, messages, msgpack_values, topics
 from labmesh.protocol.batches import (
     BatchEntry,
     read_entries,
@@ -32,6 +32,7 @@ from labmesh.protocol.messages import (
     Request,
     SessionRequest,
 )
+from labmesh.protocol.past_calls import Memory
 from labmesh.relay import RelayAgent
 from labmesh.transport.publisher import MAX_EVENT_BYTES
 from labmesh.transport.sockets import MAX_FRAME_BYTES
@@ -240,8 +241,10 @@ def test_the_examples_of_a_batch_are_read():
 def test_what_is_kept_of_calls_is_what_the_code_keeps():
     text = sections("##")["Calls that run at most once"]
     numbers = {int(number.replace(" ", "")) for number in re.findall(r"\d+(?: \d{3})*", text)}
-    kept = {callee.MAX_KEPT, callee.MAX_KEPT_BYTES, callee.MAX_KEPT_REPLY_BYTES}
-    assert kept | {int(callee.KEEP_S / 60)} <= numbers
+    memory = Memory()._asdict()
+    del memory["sessions"]  # so many that nobody has to know
+    minutes = int(memory.pop("seconds") / 60)
+    assert {minutes, *memory.values()} <= numbers
 
 
 def kinds_of_node_events() -> list[list[str]]:

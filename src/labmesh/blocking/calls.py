@@ -26,7 +26,7 @@ from labmesh.protocol.messages import (
     Reply,
     Result,
 )
-from labmesh.transport.blocking import Unsent, Unsettled
+from labmesh.transport.call_socket import Unsent, Unsettled
 from labmesh.transport.connection import Standing
 from labmesh.transport.link import Link
 

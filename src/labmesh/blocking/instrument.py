@@ -44,9 +44,10 @@ class Instrument:
     ``psu.get("state")``.
 
     Whatever looks at an attribute reads the value at the instrument: ``psu.voltage``, but also
-    ``hasattr(psu, "voltage")``, ``psu.voltage?`` and a debugger that unfolds the object. TAB,
-    ``dir(psu)``, ``repr(psu)`` and the card in a notebook ask nobody: the readings that they show
-    are of the last state. ``"voltage" in dir(psu)`` tells whether there is such a value.
+    ``hasattr(psu, "voltage")``, ``psu.voltage?``, a debugger that unfolds the object, and the
+    completer jedi, where IPython uses it, once a value's name is typed. ``psu.`` TAB, ``dir(psu)``,
+    ``repr(psu)`` and the card in a notebook ask nobody: the readings that they show are of the last
+    state. ``"voltage" in dir(psu)`` tells whether there is such a value.
 
     A call without a timeout lasts as long as the relay shows that it runs. Ctrl-C takes back a call
     that still waits for its turn; one that has begun runs on at the instrument. When the relay was

@@ -27,6 +27,7 @@ from labmesh.cli.outcomes import (
 )
 from labmesh.cli.output import Output, PipedConsole, never_fail_to_encode
 from labmesh.cli.running import log_to_stderr
+from labmesh.cli.show import show
 from labmesh.cli.stubs import stubs
 from labmesh.cli.up import up
 
@@ -57,7 +58,7 @@ def _build() -> App:
     root.command(up, group=begin)
     root.command(nodes.init, group=begin)
     root.command(mesh_commands.ls, group=use)
-    root.command(instrument_commands.show, group=use)
+    root.command(show, group=use)
     root.command(instrument_commands.call, group=use)
     root.command(instrument_commands.get, group=use)
     root.command(instrument_commands.set_value, name="set", group=use)

@@ -40,7 +40,8 @@ def _lease(value: Mapping[Any, Any]) -> str:
             return f"the lease of {holder}{note} was broken by {value.get('by') or '?'}{why}"
         case "expired" | "abandoned":
             held = _age(value, "held_s")
-            return f"the lease of {holder}{note} ended after {held}: its program is gone; everybody may write"
+            gone = f"ended after {held}: its program is gone"
+            return f"the lease of {holder}{note} {gone}; everybody may write"
         case _:
             return f"{holder} has released its lease{note}; everybody may write"
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from labmesh.cli.instrument_commands import described
 from labmesh.cli.options import ClientOptions
 from labmesh.cli.outcomes import DONE
 from labmesh.cli.running import connected, run
@@ -73,8 +74,8 @@ def stubs(
 
 async def _described(relay_id: str, options: ClientOptions) -> Description:
     async with connected(options) as client:
-        relay = await client.get_relay_agent(relay_id, wait=_FIND_S)
-        return await relay.describe()
+        await client.get_relay_agent(relay_id, wait=_FIND_S)
+        return await described(client, relay_id, options)
 
 
 def _module(relay_id: str) -> str:

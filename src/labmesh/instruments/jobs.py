@@ -35,8 +35,8 @@ class Hands(Protocol):
         """Between two steps of a long job: what must not wait for its end is done here."""
 
 
-class Job:
-    """A call and what becomes of it.
+class Job(CancelFlag):
+    """A call and what becomes of it; also the flag that is raised when nobody waits for it.
 
     :param call: what to run.
     """
@@ -44,12 +44,11 @@ class Job:
     #: :meth:`done` is called on the worker's loop; False: in the thread, right behind the call
     on_loop = True
 
-    __slots__ = ("_end_coroutine", "call", "flag", "told_stuck")
+    __slots__ = ("_end_coroutine", "call", "told_stuck")
 
     def __init__(self, call: BoundCall) -> None:
+        super().__init__()
         self.call = call
-        #: raised when nobody waits for it any more
-        self.flag = CancelFlag()
         #: everybody was told that it lasts too long
         self.told_stuck = False
         self._end_coroutine: Callable[[], object] | None = None
@@ -83,7 +82,7 @@ class Job:
         A coroutine is cancelled, a generator closed at its next ``yield``; any other method goes
         on, unless it asks :func:`~labmesh.cancel_requested`.
         """
-        self.flag.set()
+        self.set()
         end = self._end_coroutine
         if end is not None:
             end()
@@ -94,7 +93,7 @@ class Job:
             self._end_coroutine = None
             return
         self._end_coroutine = lambda: loop.call_soon_threadsafe(task.cancel)
-        if self.flag.is_set:
+        if self.is_set:
             task.cancel()
 
 
@@ -118,7 +117,7 @@ class BatchJob(Job):
         """Run them; what is missing in the list did not run."""
         outcomes: list[Outcome] = []
         for entry in self.entries:
-            if self.flag.is_set:
+            if self.is_set:
                 break
             try:
                 value = entry.run()

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Hashable
-from typing import Any, Literal
+from typing import Any
 
 from labmesh.errors import (
     Busy,
-    Cancelled,
     Conflict,
     Expired,
     NotFound,
@@ -23,27 +21,24 @@ from labmesh.errors import (
 )
 from labmesh.protocol.alarms import Alarms
 from labmesh.protocol.codec import Buffer
-from labmesh.protocol.messages import Alive, CallOutcome, Invocation, Request
+from labmesh.protocol.messages import Alive, Invocation, Request
+from labmesh.protocol.open_call import Ended, OpenCall, Owner
+from labmesh.protocol.past_calls import Memory, PastCalls
 
-__all__ = ["Callee", "OpenCall", "admit"]
+__all__ = ["Callee", "admit"]
 
 #: A callee sends the first sign of life when a call outlasts this, and then one an interval.
 FIRST_SIGN_S = 0.05
 SIGN_INTERVAL_S = 1.0
-#: How long, how many, and how much of the replies of calls that ended is kept for who asks again.
-KEEP_S = 600.0
-MAX_KEPT = 50_000
-MAX_KEPT_BYTES = 64 * 2**20
-#: A larger reply is not kept.
-MAX_KEPT_REPLY_BYTES = 64 * 2**10
-_MAX_SESSIONS = 10_000
 
-Owner = Hashable
-Ended = Literal["returned", "raised", "not_run"]
+_MEMORY = Memory()
 
 
 def admit(request: Request, *, node_id: str, epoch: str, now: float) -> None:
     """Refuse a request that is meant for another node, another incarnation, or an earlier time.
+
+    A call of a session that comes late is let through: it may have come before, in time, and then
+    "it was not run" would be wrong. Its callee knows.
 
     :raises NotFound: the target is another node (its port was taken over).
     :raises StaleEpoch: the target is an earlier incarnation of this node.
@@ -63,77 +58,8 @@ def admit(request: Request, *, node_id: str, epoch: str, now: float) -> None:
     if request.deadline is not None:
         if not math.isfinite(request.deadline):
             raise ProtocolError("the deadline must be a finite number of seconds")
-        if request.deadline <= now:
+        if request.deadline <= now and not (isinstance(request, Invocation) and request.session):
             raise Expired("the deadline passed on the way; it was not run and will not be")
-
-
-class OpenCall:
-    """A call that a callee has taken. The shell may extend it by what it needs to run it.
-
-    ``begun_at`` is set right before the driver runs.
-    """
-
-    __slots__ = (
-        "accepted_at",
-        "begun_at",
-        "deadline",
-        "ended",
-        "ended_at",
-        "id",
-        "kept",
-        "method",
-        "origin",
-        "owner",
-        "repeats",
-        "reply",
-    )
-
-    def __init__(
-        self,
-        owner: Owner,
-        origin: Any,
-        call_id: str,
-        method: str,
-        *,
-        deadline: float,
-        kept: bool,
-        now: float,
-    ) -> None:
-        self.owner = owner
-        #: it is remembered when it has ended: it belongs to a session
-        self.kept = kept
-        #: where its replies go; the newest connection that sent it
-        self.origin = origin
-        self.id = call_id
-        self.method = method
-        #: in the callee's clock, capped; never None
-        self.deadline = deadline
-        self.accepted_at = now
-        self.begun_at: float | None = None
-        self.ended: Ended | None = None
-        self.ended_at = now
-        #: the frames of its last reply, while they are kept
-        self.reply: list[Buffer] | None = None
-        #: how often it was sent again
-        self.repeats = 0
-
-    @property
-    def state(self) -> CallOutcome:
-        """How it stands, or how it ended."""
-        if self.ended is not None:
-            return self.ended
-        return "queued" if self.begun_at is None else "running"
-
-    @property
-    def since(self) -> float:
-        """When it got into its state."""
-        if self.ended is not None:
-            return self.ended_at
-        return self.accepted_at if self.begun_at is None else self.begun_at
-
-    def in_time(self, now: float) -> bool:
-        """May it begin now? Asked right before it runs."""
-        return now < self.deadline
 
 
 class Callee:
@@ -146,6 +72,7 @@ class Callee:
     :param max_open: calls that one owner may have open.
     :param limit_s: the longest that any call may wait for its turn.
     :param began_at: of calls that were sent earlier it knows nothing: another one had them.
+    :param memory: how much it remembers of calls that have ended.
     """
 
     def __init__(
@@ -154,6 +81,7 @@ class Callee:
         max_open: int = 4096,
         limit_s: float = 86_400.0,
         began_at: float = -math.inf,
+        memory: Memory = _MEMORY,
     ) -> None:
         self._max_open = max_open
         self._began_at = began_at
@@ -166,13 +94,7 @@ class Callee:
         self._deadlines = Alarms[int]()
         self._signs = Alarms[int]()
         self._lasting: dict[int, OpenCall] = {}
-        self._ended: deque[OpenCall] = deque()
-        self._kept_bytes = 0
-        #: session → the highest of its ids that were forgotten
-        self._forgotten: dict[Owner, int] = {}
-        self._forgotten_until = -math.inf
-        #: ids that were declared as never to run, with the time when they were
-        self._withdrawn: dict[tuple[Owner, str], float] = {}
+        self._past = PastCalls(self._calls, memory)
 
     def __len__(self) -> int:
         return sum(self._open_of.values())
@@ -180,7 +102,17 @@ class Callee:
     @property
     def remembered(self) -> int:
         """How many calls that have ended are known."""
-        return len(self._ended)
+        return len(self._past)
+
+    @property
+    def withdrawn(self) -> int:
+        """How many ids are known that will never run."""
+        return self._past.withdrawn
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions are known that have no call open."""
+        return self._past.sessions
 
     # ── calls come ──────────────────────────────────────────────────────────────────────────────
 
@@ -204,15 +136,9 @@ class Callee:
             if known.method != method:
                 raise Conflict(f"call {request.id} was {known.method}; a new call needs a new id")
             known.origin = origin
-            known.repeats += 1
             return known
         if request.session:
-            if _number(request.id) <= self._forgotten.get(owner, 0):
-                raise OutcomeUnknown(
-                    f"call {request.id} is too long ago: whether it ran is not known any more"
-                )
-            if key in self._withdrawn:
-                raise Cancelled(f"call {request.id} was given up; it did not run and will not")
+            self._past.refuse_used(owner, request.id)
         return None
 
     def accept(self, opened: OpenCall) -> None:
@@ -230,12 +156,13 @@ class Callee:
             self._watch(opened)
         else:
             self._young.append(opened)
-        if self._ended:
-            self._forget(now)
+        if self._past.next_at < now:
+            self._past.tidy(now)
 
     def refused(self, owner: Owner, call_id: str, now: float) -> None:
         """A call of a session was refused: it must not run either when it comes once more."""
-        self._withdraw((owner, call_id), now)
+        if (owner, call_id) not in self._calls:
+            self._past.withdraw(owner, call_id, now)
 
     def deadline_of(self, deadline: float | None, now: float) -> float:
         """When a call that asks for this deadline must have begun."""
@@ -272,61 +199,39 @@ class Callee:
         if not opened.kept:
             del self._calls[owner, opened.id]
             return True
-        self._ended.append(opened)
-        if reply is not None:
-            size = sum(map(len, reply))
-            if size <= MAX_KEPT_REPLY_BYTES:
-                opened.reply = reply
-                self._kept_bytes += size
+        self._past.add(opened, reply)
         return True
-
-    def _forget(self, now: float) -> None:
-        ended = self._ended
-        while ended and (
-            len(ended) > MAX_KEPT
-            or self._kept_bytes > MAX_KEPT_BYTES
-            or ended[0].ended_at + KEEP_S < now
-        ):
-            oldest = ended.popleft()
-            if oldest.reply is not None:
-                self._kept_bytes -= sum(map(len, oldest.reply))
-            del self._calls[oldest.owner, oldest.id]
-            known = self._forgotten.pop(oldest.owner, 0)
-            self._forgotten[oldest.owner] = max(known, _number(oldest.id))
-            self._forgotten_until = max(self._forgotten_until, oldest.accepted_at)
-        while len(self._forgotten) > _MAX_SESSIONS:
-            del self._forgotten[next(iter(self._forgotten))]
-        while self._withdrawn and next(iter(self._withdrawn.values())) + KEEP_S < now:
-            del self._withdrawn[next(iter(self._withdrawn))]
 
     # ── questions ───────────────────────────────────────────────────────────────────────────────
 
-    def look_up(self, owner: Owner, call_id: str, age_s: float, now: float) -> OpenCall | None:
+    def look_up(
+        self, owner: Owner, call_id: str, age_s: float, now: float, *, kept: bool = True
+    ) -> OpenCall | None:
         """What became of a call of this client; None: it never arrived, and it will not run.
 
         :param age_s: how long ago it was sent.
+        :param kept: its calls are remembered when they have ended: it has a session.
         :raises OutcomeUnknown: it is too long ago to tell.
         """
         key = (owner, call_id)
         known = self._calls.get(key)
         if known is not None:
             return known
+        if not kept:
+            raise OutcomeUnknown(
+                f"no call {call_id} is open; one that has ended is forgotten at once where its "
+                "client names no session"
+            )
         if now - age_s < self._began_at:
             raise OutcomeUnknown(
                 f"call {call_id} was sent before this relay was started: only the one before knew "
                 "whether it ran; look at the instrument"
             )
-        self._forget(now)
-        is_old = _number(call_id) <= self._forgotten.get(owner, 0)
-        if is_old or now - age_s <= self._forgotten_until:
+        self._past.tidy(now)
+        if self._past.is_used(owner, call_id) or now - age_s <= self._past.lost_until:
             raise OutcomeUnknown(f"call {call_id} is too long ago: whether it ran is forgotten")
-        self._withdraw(key, now)
+        self._past.withdraw(owner, call_id, now)
         return None
-
-    def _withdraw(self, key: tuple[Owner, str], now: float) -> None:
-        if len(self._withdrawn) >= MAX_KEPT:
-            del self._withdrawn[next(iter(self._withdrawn))]
-        self._withdrawn[key] = now
 
     # ── time ────────────────────────────────────────────────────────────────────────────────────
 
@@ -373,10 +278,3 @@ class Callee:
         self._lasting[key] = opened
         self._deadlines.set(key, opened.deadline)
         self._signs.set(key, opened.accepted_at + FIRST_SIGN_S)
-
-
-def _number(call_id: str) -> int:
-    """The id of a call of a session."""
-    if call_id.isascii() and call_id.isdecimal() and len(call_id) < 20:
-        return int(call_id)
-    raise ProtocolError("with a session, ids are decimal numbers that grow from call to call")

@@ -201,13 +201,12 @@ class Caller(Generic[RequestT]):
 
         Calls that can be sent again wait for :meth:`restored`.
         """
-        waiting, ended = [], []
-        for request in self._open.values():
-            if request.sendings:
-                (waiting if request.resumable else ended).append(request)
-        for request in waiting:
-            self._broke(request, now)
-        return self._end([(request, self._lost(request)) for request in ended])
+        sent = [request for request in self._open.values() if request.sendings]
+        for request in sent:
+            if request.resumable:
+                self._broke(request, now)
+        ended = [request for request in sent if not request.resumable]
+        return self._end((request, self._lost(request)) for request in ended)
 
     def restored(self, epoch: str, now: float) -> tuple[list[RequestT], Ended[RequestT]]:
         """The link is up again: what is to be sent again, under its id, and what has ended.

@@ -24,7 +24,7 @@ from labmesh.protocol.arrays import ArrayData, Buffer
 from labmesh.protocol.json_values import JsonLeaves, Restoring
 from labmesh.protocol.messages import Event, Message, PresenceChange, Stamp
 from labmesh.protocol.msgpack_values import PackedLeaves, Unpacking
-from labmesh.protocol.open_fields import rewritten
+from labmesh.protocol.open_fields import is_plain, rewritten
 from labmesh.protocol.refusals import FAULTS, Expected, Untyped, checked_header, is_json, refused
 from labmesh.protocol.values import Checking, Limits, Lowering
 from labmesh.protocol.vetting import vet
@@ -48,6 +48,8 @@ __all__ = [
 S = TypeVar("S", bound=Struct)
 
 _DEFAULTS = Limits()
+#: In a smaller header no text or list can be over a limit.
+_SMALL = 4096
 
 Write = Callable[[Any], bytes]
 
@@ -99,6 +101,25 @@ class Codec:
         if message.has_body != (body is not None):
             wants = "needs a body" if message.has_body else "takes no body"
             raise ProtocolError(f"{type(message).__name__} {wants}")
+        if not json and is_plain(message):
+            header = self._packed_as_it_is(message)
+            buffers: list[Buffer] = []
+        else:
+            header, buffers = self._lowered(message, json)
+        if len(header) > self._limits.max_header_bytes:
+            raise TooLarge(
+                f"the header of this message would have {len(header)} bytes; the limit is "
+                f"{self._limits.max_header_bytes}: send numpy arrays or bytes instead of long lists"
+            )
+        return [header, *buffers] if body is None else [header, body]
+
+    def _packed_as_it_is(self, message: Message) -> bytes:
+        try:
+            return _pack(message)
+        except _UNWRITABLE as cause:
+            raise _unwritable(cause) from cause
+
+    def _lowered(self, message: Message, json: bool) -> tuple[bytes, list[Buffer]]:
         lowering = self._framing if message.value_fields else self._inline
         if json:
             lowering = self._to_json
@@ -107,18 +128,12 @@ class Codec:
         self._packed.buffers = buffers
         try:
             lowered = rewritten(message, lowering)
-            header = _write_json(lowered) if json else _pack(lowered)
+            return (_write_json(lowered) if json else _pack(lowered)), buffers
         except _UNWRITABLE as cause:
             raise _unwritable(cause) from cause
         finally:
             # Kept here they would live on until the next message.
             self._packed.buffers = []
-        if len(header) > self._limits.max_header_bytes:
-            raise TooLarge(
-                f"the header of this message would have {len(header)} bytes; the limit is "
-                f"{self._limits.max_header_bytes}: send numpy arrays or bytes instead of long lists"
-            )
-        return [header, *buffers] if body is None else [header, body]
 
     def decode(self, frames: Sequence[Buffer]) -> Decoded:
         """The message in these frames (without routing id and empty delimiter).
@@ -158,6 +173,8 @@ class Codec:
     def _read_msgpack(self, header: Buffer) -> Message:
         vet(header, self._limits)
         message: Message = self._msgpack.decode(header)
+        if len(header) < _SMALL and is_plain(message):
+            return message
         self._checking.begin()
         return rewritten(message, self._checking)
 

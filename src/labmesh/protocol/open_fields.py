@@ -17,7 +17,7 @@ from msgspec import inspect
 from labmesh.errors import ProtocolError
 from labmesh.protocol.values import checked_int
 
-__all__ = ["Walk", "rewritten"]
+__all__ = ["Walk", "is_plain", "rewritten"]
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -54,6 +54,64 @@ def rewritten(struct: S, walk: Walk) -> S:
         if new is not value:
             changed[field.name] = new
     return msgspec.structs.replace(struct, **changed) if changed else struct
+
+
+def is_plain(struct: msgspec.Struct) -> bool:
+    """Whether all users' values in it are numbers, short texts, bools or None, and not nested.
+
+    Then MessagePack writes them as they are, and no walk finds anything: most calls are like this,
+    and one look in place of a walk saves them a third of their time in the codec.
+    """
+    for name, kind in _open_kinds(type(struct)):
+        value = getattr(struct, name)
+        if kind is float:
+            # A number that is not finite differs from itself, or its difference does.
+            if value is not None and (type(value) is not float or value - value != 0.0):
+                return False
+        elif kind is list:
+            for each in value:
+                if type(each) not in _SCALARS and not _is_short_text(each):
+                    return False
+        elif kind is dict:
+            for key, each in value.items():
+                if not _is_short_text(key):
+                    return False
+                if type(each) not in _SCALARS and not _is_short_text(each):
+                    return False
+        elif type(value) not in _SCALARS and not _is_short_text(value):
+            return False
+    return True
+
+
+_SCALARS = frozenset({type(None), bool, int, float})
+_SHORT = 1024
+
+
+def _is_short_text(value: Any) -> bool:
+    return type(value) is str and len(value) < _SHORT
+
+
+@cache
+def _open_kinds(kind: type[msgspec.Struct]) -> tuple[tuple[str, type], ...]:
+    """The fields that :func:`is_plain` looks at; ``object``: one that it does not understand."""
+    declared = inspect.type_info(kind)
+    assert isinstance(declared, inspect.StructType)
+    return tuple(
+        (field.name, _kind(field.type))
+        for field in declared.fields
+        if _rewrite(field.type) is not None and field.name != "version"
+    )
+
+
+def _kind(declared: inspect.Type) -> type:
+    match declared:
+        case inspect.ListType(item_type=inspect.AnyType()):
+            return list
+        case inspect.DictType(value_type=inspect.AnyType()):
+            return dict
+        case inspect.FloatType() | inspect.UnionType():
+            return float
+    return object
 
 
 @cache

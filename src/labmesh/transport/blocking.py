@@ -1,9 +1,4 @@
-"""Sockets for threads that make a call and wait for its reply, with no event loop between.
-
-A call that goes as calls do is sent, answered and over in the thread that makes it. What is unusual
-is not decided here: a call that was not sent may go another way, and one of which nobody knows how
-it stands is settled by a link, which sends it again under its id.
-"""
+"""The sockets of a client for calls of threads that wait."""
 
 from __future__ import annotations
 
@@ -12,76 +7,26 @@ import contextlib
 import logging
 import threading
 import time
-from typing import Any, Final
 
-import msgspec
 import zmq
 
-from labmesh.errors import LinkLost, OutcomeUnknown, ProtocolError
-from labmesh.protocol.caller import Caller, OpenRequest
-from labmesh.protocol.codec import Buffer, Codec
-from labmesh.protocol.messages import (
-    Alive,
-    Batch,
-    BatchResult,
-    Call,
-    Cancel,
-    Done,
-    Failure,
-    Reply,
-    Result,
-)
-from labmesh.protocol.refusals import Untyped
+from labmesh.errors import LinkLost
+from labmesh.protocol.messages import Batch, Call, Reply
 from labmesh.transport.call_session import CallSession
-from labmesh.transport.channel import Frames, events_of, receive_rest, send
+from labmesh.transport.call_socket import CallSocket, Unsent
 from labmesh.transport.connection import Standing
 from labmesh.transport.link import Link
-from labmesh.transport.sockets import MAX_FRAME_BYTES, Sockets
+from labmesh.transport.sockets import Sockets
 from labmesh.transport.waiters import Waiters
 
-__all__ = ["CallSockets", "Unsent", "Unsettled"]
+__all__ = ["CallSockets"]
 
 log = logging.getLogger(__name__)
 
-#: A waiting thread looks around so often: has the link changed, was the client closed?
-_SLICE_MS: Final = 100
-_SLICE_S: Final = _SLICE_MS / 1000
-#: A call of which nothing was heard for so long is settled elsewhere: its connection may be dead.
-_QUIET_S = 1.5
-#: A socket that takes nothing for so long, while a link reaches the node, makes room for another.
-_BLOCKED_S = 2.0
 #: How many sockets to one node are kept for the next calls.
 _KEPT = 4
 #: Threads that wait get so long to leave, once all is closed.
 _LEAVE_S = 1.0
-#: What takes a call back gets so long to leave, when its socket is closed.
-_LINGER_MS = 200
-_LARGEST: Final = MAX_FRAME_BYTES["relay"]
-#: What a codec writes and reads as it is, as long as it is short.
-_PLAIN: Final = frozenset({type(None), bool, int, float, str})
-_TEXT: Final = frozenset({str})
-
-_SHORT: Final = 4096
-
-_pack = msgspec.msgpack.Encoder().encode
-_read_result = msgspec.msgpack.Decoder(Result | Untyped).decode
-
-
-class Unsent(Exception):
-    """Nothing was sent: there is no connection, or it is no call for a socket like this."""
-
-
-class Unsettled(Exception):
-    """The call was sent, and nobody here can tell how it stands.
-
-    :param sent_at: when, in monotonic time.
-    :param heard_at: when it was heard of last; by default never.
-    """
-
-    def __init__(self, why: str, sent_at: float, heard_at: float | None = None) -> None:
-        super().__init__(why)
-        self.sent_at = sent_at
-        self.heard_at = sent_at if heard_at is None else heard_at
 
 
 class CallSockets:
@@ -98,27 +43,18 @@ class CallSockets:
 
     def __init__(self, sockets: Sockets, session: CallSession) -> None:
         self._sockets = sockets
-        self.session = session
+        self._session = session
         #: node id → sockets for the next calls; the one that was used last is the last
-        self._idle: dict[str, list[_CallSocket]] = {}
-        self._held: set[_CallSocket] = set()
+        self._idle: dict[str, list[CallSocket]] = {}
+        self._held: set[CallSocket] = set()
         self._leaving: tuple[asyncio.AbstractEventLoop, Waiters] | None = None
         #: nothing more is sent
         self.closed = False
 
     def ask(self, request: Call | Batch, link: Link, standing: Standing, deadline: float) -> Reply:
-        """Send a call and wait for its reply; a sign of life a second keeps it open.
+        """Send a call over a socket of its own and wait; see :meth:`CallSocket.ask`.
 
-        Whatever interrupts the wait, such as Ctrl-C, takes the call back and is raised at once.
-
-        :param request: as it is to be sent, with everything filled in.
-        :param link: to the node, whose ``standing`` the request was made from.
-        :param deadline: the request's, in our monotonic time.
-        :raises Unsent: nothing was sent.
-        :raises Unsettled: nobody can tell (here) how the call stands.
-        :raises OutcomeUnknown: its deadline has come, and it may have begun.
-        :raises LinkLost: the client was closed meanwhile.
-        :raises ProtocolError: a value cannot be encoded; nothing was sent.
+        :raises Unsent: also when there is no connection that is free.
         """
         idle = self._idle.get(standing.node_id)
         if idle is None:
@@ -153,7 +89,7 @@ class CallSockets:
         if idle or self.closed:
             return
         try:
-            socket = _CallSocket(self, self._sockets.lend(link.endpoint), link.endpoint)
+            socket = CallSocket(self._sockets, link.endpoint, self._session, self._is_closed)
         except (LinkLost, zmq.ZMQError) as exc:
             log.info("no socket for calls to %s: %s", link.where, exc)
             return
@@ -175,10 +111,13 @@ class CallSockets:
         while self._is_in_use() and time.monotonic() < until:
             await waiters.wait(until)
 
+    def _is_closed(self) -> bool:
+        return self.closed
+
     def _is_in_use(self) -> bool:
         return any(each.thread and not each.closed for each in self._held.copy())
 
-    def _give_back(self, socket: _CallSocket, idle: list[_CallSocket]) -> None:
+    def _give_back(self, socket: CallSocket, idle: list[CallSocket]) -> None:
         socket.thread = 0
         if not socket.closed:
             if socket.blocked_at:
@@ -204,227 +143,7 @@ class CallSockets:
                 _close_first(idle)
 
 
-def _close_first(idle: list[_CallSocket]) -> None:
+def _close_first(idle: list[CallSocket]) -> None:
     # Another thread may just have taken it.
     with contextlib.suppress(IndexError):
         idle.pop(0).close()
-
-
-class _CallSocket:
-    """One connection, for one thread at a time."""
-
-    def __init__(self, owner: CallSockets, socket: zmq.Socket[bytes], endpoint: str) -> None:
-        self.endpoint = endpoint
-        #: the thread that has it; 0: none
-        self.thread = 0
-        #: since when it has taken nothing (monotonic); 0: it does
-        self.blocked_at = time.monotonic()
-        self.closed = False
-        self._owner = owner
-        self._socket = socket
-        self._codec = Codec((Result, Failure, Alive, BatchResult, Done))
-        self._patience_ms = _SLICE_MS
-        self._socket.rcvtimeo = _SLICE_MS
-
-    def close(self, linger_ms: int = 0) -> None:
-        """Twice is fine."""
-        self.closed = True
-        self._socket.close(linger_ms)
-
-    def ask(self, request: Call | Batch, link: Link, standing: Standing, deadline: float) -> Reply:
-        """See :meth:`CallSockets.ask`."""
-        frames = self._encoded(request)
-        sent_at = time.monotonic()
-        whole = len(frames) == 1
-        try:
-            self._send(frames, sent_at)
-            whole = True
-            # Most calls are over at once, and cost no more than this.
-            reply = self._receive(request.id) if deadline - sent_at > _SLICE_S else None
-            if reply is not None and type(reply) is not Alive:
-                return reply
-            return self._wait(_OpenCall(request, link, standing, deadline, sent_at), reply)
-        except (Unsent, OutcomeUnknown):
-            raise
-        except Unsettled:
-            self.close()
-            raise
-        except (zmq.ZMQError, ProtocolError) as exc:
-            self.close()
-            if self._owner.closed:
-                raise _lost() from exc
-            raise Unsettled(str(exc), sent_at) from exc
-        except BaseException:
-            # Whatever else comes, nobody uses it again: it may be in the middle of a message.
-            self.closed = True
-            # Half a message must not be completed by another one.
-            if whole:
-                self._take_back(request)
-            self.close(_LINGER_MS)
-            raise
-
-    # ── one message ─────────────────────────────────────────────────────────────────────────────
-
-    def _encoded(self, request: Call | Batch) -> list[Buffer]:
-        if type(request) is Call and _are_plain(request.args, request.kwargs):
-            # Of a number that is too large, and a text that is none, the codec says what to do.
-            with contextlib.suppress(OverflowError, UnicodeEncodeError):
-                header = _pack(request)
-                if len(header) <= _SHORT:
-                    return [header]
-        frames = self._codec.encode(request)
-        if len(frames) > 1 and max(memoryview(each).nbytes for each in frames) > _LARGEST:
-            raise Unsent("too large: the link says so")
-        return frames
-
-    def _send(self, frames: list[Buffer], now: float) -> None:
-        try:
-            try:
-                if len(frames) == 1:
-                    self._socket.send(frames[0], zmq.NOBLOCK)
-                else:
-                    send(self._socket, frames)
-            except zmq.Again:
-                # A send does not always look whether a new connection is there; this look does.
-                if not events_of(self._socket) & zmq.POLLOUT:
-                    raise
-                send(self._socket, frames)
-        except zmq.ZMQError as exc:
-            self.blocked_at = self.blocked_at or now
-            if now - self.blocked_at > _BLOCKED_S:
-                self.close()
-            raise Unsent(str(exc)) from exc
-        self.blocked_at = 0.0
-
-    def _receive(self, call_id: str) -> Reply | None:
-        """The next reply to this call; None: none came for a while. Those to others are late."""
-        while True:
-            try:
-                frame = self._socket.recv(copy=False)
-            except zmq.Again:
-                return None
-            header = frame.bytes
-            if not frame.more and len(header) <= _SHORT:
-                result = _plain_result(header)
-                if result is not None and result.id == call_id:
-                    return result
-            frames: Frames = [header]
-            if frame.more:
-                receive_rest(self._socket, frames)
-            try:
-                message = self._codec.decode(frames).message
-            except ProtocolError as exc:
-                if exc.detail.get("id", call_id) != call_id:
-                    continue
-                raise
-            if isinstance(message, Reply) and message.id == call_id:
-                return message
-
-    # ── a call that lasts ───────────────────────────────────────────────────────────────────────
-
-    def _wait(self, call: _OpenCall, reply: Reply | None) -> Reply:
-        try:
-            while True:
-                now = time.monotonic()
-                if reply is not None and call.heard(reply, now):
-                    return reply
-                error = call.expired(now)
-                if error is not None:
-                    self._take_back(call.request)
-                    self._owner.session.lost_sight(call.request.id, call.sent_at)
-                    raise error
-                if self._owner.closed:
-                    raise _lost()
-                call.check(now)
-                self._wait_at_most(call.patience_ms(now))
-                reply = self._receive(call.request.id)
-        finally:
-            self._wait_at_most(_SLICE_MS)
-
-    def _wait_at_most(self, patience_ms: int) -> None:
-        if patience_ms != self._patience_ms and not self._socket.closed:
-            self._patience_ms = patience_ms
-            self._socket.rcvtimeo = patience_ms
-
-    def _take_back(self, request: Call | Batch) -> None:
-        """A call that still waits in its relay's queue must not run any more."""
-        cancel = Cancel(
-            id=self._owner.session.next_id(),
-            target=request.target,
-            session=request.session,
-            call=request.id,
-        )
-        # Where nothing can be sent there is nobody to tell: the relay's own deadline holds.
-        with contextlib.suppress(zmq.ZMQError):
-            self._socket.send(_pack(cancel), zmq.NOBLOCK)
-
-
-class _OpenCall:
-    """A call that was sent and is not answered at once."""
-
-    def __init__(
-        self,
-        request: Call | Batch,
-        link: Link,
-        standing: Standing,
-        deadline: float,
-        sent_at: float,
-    ) -> None:
-        self.request = request
-        self.sent_at = sent_at
-        self._link, self._epoch = link, standing.epoch
-        what = request.method if type(request) is Call else "a batch"
-        self._caller = Caller[OpenRequest](
-            link.where, relay=standing.node_id, session=request.session
-        )
-        self._open = OpenRequest(request.id, deadline, what, resumable=True)
-        self._caller.open(self._open)
-        self._caller.sent(self._open, sent_at, standing.epoch)
-
-    def heard(self, reply: Reply, now: float) -> bool:
-        """Take a reply to it; True: it ends the call."""
-        return self._caller.heard(reply, now) is not None
-
-    def expired(self, now: float) -> OutcomeUnknown | None:
-        """Why it is over now, without an answer."""
-        for _, error in self._caller.expire(now):
-            assert isinstance(error, OutcomeUnknown)
-            return error
-        return None
-
-    def check(self, now: float) -> None:
-        """Is it worth to wait on? Raises :class:`Unsettled`."""
-        standing, heard_at = self._link.standing, self._open.heard_at
-        if not standing.up or standing.epoch != self._epoch:
-            raise Unsettled(f"the link to {self._link.where} has changed", self.sent_at, heard_at)
-        if now - heard_at > _QUIET_S:
-            raise Unsettled(f"{self._link.where} is quiet", self.sent_at, heard_at)
-
-    def patience_ms(self, now: float) -> int:
-        """How long to wait before the next look."""
-        ends_at = self._caller.next_deadline()
-        left_s = _SLICE_S if ends_at is None else min(_SLICE_S, ends_at - now)
-        return max(1, int(1000 * left_s))
-
-
-def _are_plain(args: list[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a codec would have nothing to rewrite."""
-    return _PLAIN.issuperset(map(type, args)) and (
-        not kwargs
-        or (_PLAIN.issuperset(map(type, kwargs.values())) and _TEXT.issuperset(map(type, kwargs)))
-    )
-
-
-def _plain_result(header: bytes) -> Result | None:
-    """The same as a codec makes of a short result whose value needs no look; None: another."""
-    try:
-        result: Result | Untyped = _read_result(header)
-    except msgspec.MsgspecError:
-        return None
-    if type(result) is Result and type(result.value) in _PLAIN:
-        return result
-    return None
-
-
-def _lost() -> LinkLost:
-    return LinkLost("the mesh was closed while this was open, and its outcome is unknown")

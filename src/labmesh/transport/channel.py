@@ -24,6 +24,12 @@ log = logging.getLogger(__name__)
 
 Frames = list[bytes | memoryview]
 
+#: Plain numbers: each operation on pyzmq's enumerations costs a microsecond.
+NOBLOCK, SNDMORE = int(zmq.NOBLOCK), int(zmq.SNDMORE)
+POLLIN, POLLOUT = int(zmq.POLLIN), int(zmq.POLLOUT)
+EVENTS, RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
+_MORE = NOBLOCK | SNDMORE
+
 _BATCH = 256
 _MAX_FRAMES = 66
 #: Frames of an endless message that are dropped before others get their turn.
@@ -39,7 +45,7 @@ def receive(socket: zmq.Socket[bytes]) -> Frames:
     :raises zmq.Again: nothing is there.
     :raises TooLarge: more frames than any message may have; :func:`skip` the rest of them.
     """
-    frame = socket.recv(zmq.NOBLOCK, copy=False)
+    frame = socket.recv(NOBLOCK, copy=False)
     frames: Frames = [frame.bytes]
     if frame.more:
         receive_rest(socket, frames)
@@ -53,7 +59,7 @@ def receive_rest(socket: zmq.Socket[bytes], frames: Frames) -> None:
     while more:
         if len(frames) == _MAX_FRAMES:
             raise TooLarge(f"a message of more than {_MAX_FRAMES} frames")
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        frame = socket.recv(NOBLOCK, copy=False)
         frames.append(frame.bytes if len(frame) < _COPY_BELOW else frame.buffer)
         more = frame.more
 
@@ -65,7 +71,7 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[bytes | bytearray | memoryv
     """
     last = len(frames) - 1
     for index, frame in enumerate(frames):
-        flags = zmq.NOBLOCK | zmq.SNDMORE if index < last else zmq.NOBLOCK
+        flags = _MORE if index < last else NOBLOCK
         # Only the first frame can be refused: a message is taken whole.
         socket.send(frame, flags, copy=len(frame) < _COPY_BELOW)
 
@@ -73,18 +79,18 @@ def send(socket: zmq.Socket[bytes], frames: Sequence[bytes | bytearray | memoryv
 def skip(socket: zmq.Socket[bytes], at_most: int | None = None) -> bool:
     """Drop the frames that are left of a message; False: ``at_most`` were, and more are left."""
     dropped = 0
-    more = bool(socket.getsockopt(zmq.RCVMORE))
+    more = bool(socket.getsockopt(RCVMORE))
     while more:
         if dropped == at_most:
             return False
-        more = socket.recv(zmq.NOBLOCK, copy=False).more
+        more = socket.recv(NOBLOCK, copy=False).more
         dropped += 1
     return True
 
 
 def events_of(socket: zmq.Socket[bytes]) -> int:
     """What the socket is ready for now."""
-    return cast(int, socket.getsockopt(zmq.EVENTS))
+    return cast(int, socket.getsockopt(EVENTS))
 
 
 class Channel:
@@ -159,7 +165,7 @@ class Channel:
                 send(self._socket, frames)
             except zmq.Again:
                 # A send does not always look whether a new connection is there; this look does.
-                if not events_of(self._socket) & zmq.POLLOUT:
+                if not events_of(self._socket) & POLLOUT:
                     return False
                 send(self._socket, frames)
         except zmq.Again:
@@ -182,11 +188,11 @@ class Channel:
                 self._skipping = not skip(self._socket, _SKIPPED)
                 break
             events = events_of(self._socket)
-            if self._is_full and events & zmq.POLLOUT:
+            if self._is_full and events & POLLOUT:
                 self._is_full = False
                 self._room_again()
                 continue
-            if not events & zmq.POLLIN:
+            if not events & POLLIN:
                 return False
             try:
                 frames = receive(self._socket)

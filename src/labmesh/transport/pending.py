@@ -27,7 +27,7 @@ class _PlainResult(msgspec.Struct, tag_field="type", tag="result"):
     """A :class:`Result` of one number, text or nothing: the codec has nothing more to look at."""
 
     id: str
-    value: None | bool | int | float | str = None
+    value: bool | int | float | str | None = None
 
 
 _PLAIN_RESULT: Final = b"\xa4type\xa6result\xa2id"

@@ -22,7 +22,16 @@ from labmesh.protocol.addresses import Address
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Message, Request
 from labmesh.transport.answering import Answer, Answering, Origin
-from labmesh.transport.channel import Frames, events_of, receive_rest, send, skip
+from labmesh.transport.channel import (
+    NOBLOCK,
+    POLLIN,
+    RCVMORE,
+    Frames,
+    events_of,
+    receive_rest,
+    send,
+    skip,
+)
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.waking import Bell
 
@@ -31,6 +40,9 @@ __all__ = ["SharedService"]
 log = logging.getLogger(__name__)
 
 _SKIPPED = 2000
+_READ = 256
+#: Replies that are sent together; more would leave their receivers without work meanwhile.
+_TOGETHER = 16
 _MAX_USERS = 4096
 
 
@@ -71,6 +83,7 @@ class SharedService(Answering):
         self._bell = Bell(self._socket.FD)
         self._skipping = False
         self._users: dict[bytes, str] = {}
+        self._outbox: list[list[Buffer]] = []
         self._closed = False
 
     def close(self, linger_ms: int = 200) -> None:
@@ -81,6 +94,7 @@ class SharedService(Answering):
         with self.lock:
             if self._closed:
                 return
+            self.flush()
             self._closed = True
             self._bell.ring()
             self._sockets.close(self._socket, linger_ms)
@@ -103,14 +117,23 @@ class SharedService(Answering):
             self._bell.ring()
 
     def read(self) -> bool:
-        """Take one message, when one is there; False: none was."""
-        socket = self._socket
-        if self._closed or not events_of(socket) & zmq.POLLIN:
+        """Take what is there, up to a bound; False: nothing was."""
+        if self._closed or not events_of(self._socket) & POLLIN:
             return False
         if self._skipping:
             # A hundred thousand frames take a tenth of a second: in slices, others get theirs.
-            self._skipping = not skip(socket, _SKIPPED)
+            self._skipping = not skip(self._socket, _SKIPPED)
             return True
+        if not self._take_one() or not events_of(self._socket) & POLLIN:
+            return True
+        # There are several: from here on it is cheaper to be told that there are no more.
+        for _ in range(_READ):
+            if not self._take_one():
+                break
+        return True
+
+    def _take_one(self) -> bool:
+        """One message; False: none was there, or an endless one is."""
         try:
             frames, user = self._receive()
         except zmq.Again:
@@ -120,13 +143,29 @@ class SharedService(Answering):
             self.dropped += 1
             if self._warnings.due(time.monotonic()) is not None:
                 log.warning("%s: dropped %s (%d so far)", self._name, exc, self.dropped)
-            return True
+            return False
         try:
             self.take(frames, user)
         except Exception:
             # The reader outlives every fault of what it feeds; the fault is ours, so say so.
             log.exception("%s: a message was not handled", self._name)
         return True
+
+    def send_soon(self, origin: Origin, encoded: Sequence[Buffer]) -> None:
+        """Send a reply with others: :meth:`flush` does. Each wake-up of ZeroMQ's own thread costs
+        as much as all else of a small reply."""
+        envelope = [origin.peer, b""] if origin.delimited else [origin.peer]
+        self._outbox.append([*envelope, *encoded])
+        if len(self._outbox) >= _TOGETHER:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits to be sent."""
+        outbox = self._outbox
+        if outbox:
+            self._outbox = []
+            for frames in outbox:
+                self.dropped += not self._transmit_now(frames)
 
     def _receive(self) -> tuple[Frames, str]:
         """One whole message, and who sent it, as the handshake proved it.
@@ -135,10 +174,10 @@ class SharedService(Answering):
         other connection gets the same again. One that a peer has chosen may be another's next time.
         """
         socket = self._socket
-        peer = socket.recv(zmq.NOBLOCK)
+        peer = socket.recv(NOBLOCK)
         user = self._users.get(peer)
         if user is None:
-            first = socket.recv(zmq.NOBLOCK, copy=False)
+            first = socket.recv(NOBLOCK, copy=False)
             user = _proved(first)
             if peer[0] == 0:
                 if len(self._users) >= _MAX_USERS:
@@ -147,13 +186,17 @@ class SharedService(Answering):
             frames: Frames = [peer, first.bytes]
             more = first.more
         else:
-            frames = [peer, socket.recv(zmq.NOBLOCK)]
-            more = bool(socket.getsockopt(zmq.RCVMORE))
+            frames = [peer, socket.recv(NOBLOCK)]
+            more = bool(socket.getsockopt(RCVMORE))
         if more:
             receive_rest(socket, frames)
         return frames, user
 
     def _transmit(self, frames: Sequence[Buffer]) -> bool:
+        self.flush()
+        return self._transmit_now(frames)
+
+    def _transmit_now(self, frames: Sequence[Buffer]) -> bool:
         if self._closed:
             return False
         try:

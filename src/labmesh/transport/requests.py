@@ -1,0 +1,319 @@
+"""Open requests of one connection: how they are sent, and what ends each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from labmesh.errors import (
+    LabmeshError,
+    NotSent,
+    OutcomeUnknown,
+    ProtocolError,
+    StaleEpoch,
+    error_from_wire,
+)
+from labmesh.protocol.caller import Caller, Ended
+from labmesh.protocol.codec import Buffer, Decoded
+from labmesh.protocol.messages import (
+    Cancel,
+    Failure,
+    Invocation,
+    Item,
+    Pong,
+    Reply,
+    Request,
+    Result,
+    SessionRequest,
+)
+from labmesh.protocol.seldom import Seldom
+from labmesh.transport.call_session import CallSession
+from labmesh.transport.channel import Frames
+from labmesh.transport.connection import PING, Connection
+from labmesh.transport.pending import Pending, check_sizes, decode_plain
+from labmesh.transport.sockets import Sockets
+
+__all__ = ["Requests"]
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Reply)
+
+
+class Requests(Connection):
+    """Requests that are sent over a connection, each of which ends once; :class:`Link` makes them.
+
+    A call that was sent when the connection breaks is sent again, under its id, as soon as the link
+    to the same incarnation of the node is up again. What begins in one turn of the loop is sent
+    together.
+    """
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        endpoint: str,
+        *,
+        where: str,
+        target: str = "",
+        on_change: Callable[[], None] | None = None,
+        session: CallSession | None = None,
+    ) -> None:
+        self._session = CallSession() if session is None else session
+        self._caller: Caller[Pending] = Caller(
+            f"{where} at {endpoint}", relay=target, session=self._session.token
+        )
+        #: what waits for the link, or for room in its socket, in this order
+        self._outbox: dict[Pending, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self._flushing = False
+        self._warnings = Seldom()
+        super().__init__(sockets, endpoint, where=where, target=target, on_change=on_change)
+
+    # ── sending ─────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, pending: Pending, now: float) -> None:
+        """Send it as soon as it can be; from now on its future ends, by its deadline.
+
+        :raises LabmeshError: it cannot be sent; nothing is left open.
+        """
+        if not self.up:
+            hopeless = self._hopeless()
+            if hopeless is not None or not pending.patient:
+                raise hopeless or self._not_sent()
+        if self.up and pending.frames is None:
+            pending.frames = self._encoded(self._addressed(pending), pending.body)
+        alone = self.up and not self._caller.busy
+        self._caller.open(pending)
+        if alone and self._channel.send(pending.frames or ()):
+            self._was_sent(pending, now)
+        else:
+            # Many at a time: what begins in one turn of the loop leaves together.
+            self._outbox[pending] = None
+            if not self._flushing and self.up:
+                self._flushing = True
+                self._loop.call_soon(self._flush)
+        if self._caller.quiet_until < self._timer_at:
+            self._arm()
+
+    def _flush(self) -> None:
+        """Send what waits, as much as there is room for."""
+        self._flushing = False
+        if not self.up:
+            return
+        waiting = [pending for pending in list(self._outbox) if self._is_ready(pending)]
+        count = self._channel.send_all([pending.frames or () for pending in waiting])
+        now = time.monotonic()
+        for pending in waiting[:count]:
+            del self._outbox[pending]
+            self._was_sent(pending, now)
+        self._arm()
+
+    def _is_ready(self, pending: Pending) -> bool:
+        """Its frames are there; False: they cannot be made, and it has ended."""
+        if pending.frames is None:
+            try:
+                pending.frames = self._encoded(self._addressed(pending), pending.body)
+            except ProtocolError as exc:
+                self._caller.withdraw(pending)
+                self._fail(pending, exc)
+                return False
+        return True
+
+    def _was_sent(self, pending: Pending, now: float) -> None:
+        self._caller.sent(pending, now, self.epoch)
+        if not pending.resumable:
+            pending.frames = None
+
+    def _addressed(self, pending: Pending) -> Request:
+        filled: dict[str, Any] = {
+            "id": pending.id,
+            "target": self.node_id,
+            "epoch": self.epoch,
+            "deadline": self._clock.translate(pending.deadline),
+        }
+        if isinstance(pending.request, SessionRequest) and not pending.request.session:
+            filled["session"] = self._session.token
+        return msgspec.structs.replace(pending.request, **filled)
+
+    def _encoded(self, request: Request, body: Buffer | None) -> list[Buffer]:
+        frames = self._codec.encode(request, body)
+        if len(frames) > 1 and isinstance(request, Invocation):
+            check_sizes(frames)
+        return frames
+
+    def _tell(self, request: SessionRequest) -> None:
+        """Send what needs no answer, if there is a link."""
+        if self.up:
+            told = msgspec.structs.replace(
+                request,
+                id=self._session.next_id(),
+                target=self.node_id,
+                session=self._session.token,
+            )
+            self._channel.send(self._codec.encode(told))
+
+    def take_back(self, pending: Pending) -> None:
+        """The caller gave up: a call that still waits in the relay's queue must not run."""
+        self._outbox.pop(pending, None)
+        if self._caller.withdraw(pending) and pending.sent and pending.method:
+            self._tell(Cancel(id="-", call=pending.id))
+
+    # ── the connection ──────────────────────────────────────────────────────────────────────────
+
+    def _went_up(self) -> None:
+        self._resume(time.monotonic())
+
+    def _resume(self, now: float) -> None:
+        again, ended = self._caller.restored(self.epoch, now)
+        self._end(ended)
+        # They were there before all that waits.
+        self._outbox = {**dict.fromkeys(again), **self._outbox}
+        self._flush()
+
+    def _went_down(self) -> None:
+        for pending in list(self._outbox):
+            if pending.sent:
+                del self._outbox[pending]
+            elif pending.patient:
+                pending.frames = None  # the next link may be to another incarnation
+            else:
+                self._caller.withdraw(pending)
+                self._fail(pending, self._not_sent())
+        self._end(self._caller.broken(time.monotonic()))
+        self._arm()
+
+    def _room_again(self) -> None:
+        self._flush()
+
+    def _end_open(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._end(self._caller.close())
+
+    def _wake(self) -> None:
+        if self._outbox and not self.up and (hopeless := self._hopeless()) is not None:
+            for pending in list(self._outbox):
+                self._caller.withdraw(pending)
+                self._fail(pending, type(hopeless)(hopeless.text))
+        super()._wake()
+
+    # ── replies and deadlines ───────────────────────────────────────────────────────────────────
+
+    def _take(self, frames: Frames) -> None:
+        self.heard_at = now = time.monotonic()
+        plain = decode_plain(frames)
+        if plain is not None:
+            pending = self._caller.heard(plain, now)
+            if pending is not None and not pending.future.done():
+                pending.future.set_result(Decoded(plain, None, False))
+            return
+        try:
+            decoded = self._codec.decode(frames)
+        except ProtocolError as exc:
+            self._end_unreadable(exc, now)
+            return
+        message = decoded.message
+        if not isinstance(message, Reply):
+            return
+        pending = self._caller.heard(message, now)
+        if pending is not None:
+            if type(message) is Failure:
+                self._failed(pending, message)
+            elif pending.stream is not None and type(message) is not Result:
+                self._fail(pending, self._unusable(pending, message))
+            elif not pending.future.done():  # its caller may have been cancelled just now
+                pending.future.set_result(decoded)
+        elif type(message) is Item:
+            self._take_item(message)
+        elif type(message) is Pong and message.id == PING:
+            self._answered(message)
+
+    def _take_item(self, item: Item) -> None:
+        pending = self._caller.get(item.id)
+        if pending is None or pending.stream is None:
+            return
+        try:
+            pending.stream.take(item)
+        except ProtocolError as exc:
+            self.take_back(pending)
+            self._fail(pending, exc)
+
+    def _failed(self, pending: Pending, failure: Failure) -> None:
+        error = error_from_wire(failure.name, failure.text, failure.detail)
+        if isinstance(error, StaleEpoch):
+            again = self._caller.refused(pending, error)
+            if again is None:
+                pending.frames, pending.patient = None, True
+                self._outbox[pending] = None
+                self._distrust()
+                return
+            error = again
+        elif isinstance(error, OutcomeUnknown):
+            error.detail = {**self._caller.unknown(pending, "").detail, **error.detail}
+        self._fail(pending, error)
+
+    def _end_unreadable(self, exc: ProtocolError, now: float) -> None:
+        """The request was answered, but nobody can read how."""
+        if self._warnings.due(now) is not None:
+            log.warning("%s sent a reply that cannot be read: %s", self.where, exc)
+        pending = self._caller.get(str(exc.detail.get("id", "")))
+        if pending is not None:
+            self._caller.withdraw(pending)
+            text = f"the answer of {self.where} cannot be read: {exc}"
+            if pending.method:
+                self._fail(pending, self._caller.unknown(pending, text))
+            else:
+                self._fail(pending, ProtocolError(text))
+
+    def _open_reply(
+        self, pending: Pending, decoded: Decoded, wanted: type[R] | tuple[type[R], ...]
+    ) -> R:
+        message: Any = decoded.message
+        if isinstance(message, wanted):
+            return message
+        raise self._unusable(pending, message)
+
+    def _unusable(self, pending: Pending, message: Any) -> LabmeshError:
+        """An answer of which nothing can be learnt; a call that it ends may well have run."""
+        text = (
+            f"{self.where} answered a {type(message).__name__}, which is no answer to this: do "
+            "both sides run the same version of labmesh?"
+        )
+        return self._caller.unknown(pending, text) if pending.method else ProtocolError(text)
+
+    def _end(self, ended: Ended[Pending]) -> None:
+        for pending, error in ended:
+            self._fail(pending, error)
+
+    def _fail(self, pending: Pending, error: LabmeshError) -> None:
+        """End a request that its machine no longer knows."""
+        self._outbox.pop(pending, None)
+        if isinstance(error, OutcomeUnknown):
+            self._session.lost_sight(pending.id, pending.sent_at)
+        if not pending.future.done():
+            pending.future.set_exception(error)
+
+    def _arm(self) -> None:
+        """Have :meth:`_expire` called when the next deadline comes."""
+        when = self._caller.next_deadline()
+        if when is None or when >= self._timer_at or self._closed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self._loop.call_later(when - time.monotonic(), self._expire)
+
+    def _expire(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        for pending, error in self._caller.expire(time.monotonic()):
+            self._fail(pending, self._not_sent() if isinstance(error, NotSent) else error)
+            if isinstance(error, OutcomeUnknown):
+                self._tell(Cancel(id="-", call=pending.id))
+        self._arm()

@@ -1,0 +1,590 @@
+"""Relays that die, frames that come again, replies that are lost: no call runs twice.
+
+    pytest tests/faults/test_calls_twice.py -s
+
+prints a line of figures for each fault; with ``-m soak`` it lasts longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import secrets
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+from tests.support.cable import Cable
+from tests.support.direct import connected_sockets
+from tests.support.history import Execution, History, Journal, conclude, note, twice
+from tests.support.peers import until
+from tests.support.places import Places, list_relay
+from tests.support.processes import Process, free_ports, program
+from tests.support.served import eventually
+
+import labmesh
+from labmesh import RelayAgent, RelayClient, expose
+from labmesh.blocking.background import BackgroundLoop
+from labmesh.protocol.codec import Codec
+from labmesh.protocol.messages import Alive, Call, Failure, Message, Result
+
+RELAY = "Inst-0"
+LIMIT_S = 20.0
+#: A call may be open so long in these tests.
+TIMEOUT_S = 10.0
+DETECTED_S = 4.0
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    return Places(tmp_path)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Journal:
+    return Journal(tmp_path / "journal")
+
+
+def p99(times_s: list[float]) -> float:
+    return sorted(times_s)[int(0.99 * len(times_s))] if times_s else 0.0
+
+
+# ── the relay is killed ─────────────────────────────────────────────────────────────────────────
+
+
+class _Nursery:
+    """A relay in a process of its own that has a successor as soon as it is killed."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._lines = 0
+        self.pid = 0
+
+    async def next(self) -> None:
+        """Wait until one serves that was not known."""
+        await asyncio.to_thread(
+            self._process.wait_until, self._is_next, LIMIT_S, "no further relay serves"
+        )
+
+    def _is_next(self, lines: list[Any]) -> bool:
+        texts = [each.text for each in lines]
+        fresh = [number for number, text in enumerate(texts) if text == "ready"]
+        if not fresh or fresh[-1] < self._lines:
+            return False
+        (*_, found) = (each for each in map(re.compile(r"relay (\d+)").fullmatch, texts) if each)
+        self.pid = int(found[1])
+        self._lines = len(texts)
+        return True
+
+    def kill9(self) -> float:
+        """Kill the present one; when."""
+        os.kill(self.pid, signal.SIGKILL)
+        return time.monotonic()
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [15, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])],
+)
+async def test_a_relay_that_is_killed_in_the_middle_of_calls_runs_none_of_them_twice(
+    kills: int, places: Places, journal: Journal
+) -> None:
+    """FR3: some calls have ended, one runs, others wait. What is idempotent comes to its end."""
+    chance = random.Random(seed := secrets.randbits(32))
+    history = History()
+    detected_s: list[float] = []
+    options = {
+        "relay_id": RELAY,
+        "broker_rpc": places.rpc,
+        "state_pub": places.xsub,
+        "rpc_bind": f"tcp://127.0.0.1:{free_ports(1)[0]}",
+        "heartbeat_seconds": 0.5,
+    }
+    arguments = [program("recording_relay.py"), journal.path, json.dumps(options), "again"]
+    async with places.broker(), places.client() as client:
+        with Process(arguments, cwd=places.folder) as process:
+            nursery = _Nursery(process)
+            await nursery.next()
+            relay = await client.get_relay_agent(RELAY, wait=LIMIT_S)
+            for number in range(kills):
+                # In every other round the call that runs may be sent again.
+                victim = ("hold", "hold_put")[number % 2]
+                await relay.call("put", f"ready-{number}", timeout=LIMIT_S)
+                calls = [("move",), ("put",), ("move",), (victim,), ("move",), ("put",), ("move",)]
+                before = len(history.operations)
+                watched = [
+                    asyncio.create_task(
+                        _call(history, relay, method, f"{method}-{number}.{place}", nursery.pid)
+                    )
+                    for place, (method,) in enumerate(calls)
+                ]
+                begun = chance.randint(0, 4)
+                await until(lambda n=number, b=begun: _of_round(journal, n) >= b, LIMIT_S)
+                killed_at = nursery.kill9()
+                async with asyncio.timeout(LIMIT_S):
+                    await asyncio.gather(*watched)
+                detected_s += [
+                    each.ended_at - killed_at
+                    for each in history.operations[before:]
+                    if each.told == "unknown"
+                ]
+                await nursery.next()
+    harmless = {
+        each.tag for each in history.operations if each.tag.startswith(("put-", "hold_put-"))
+    }
+    executions = [each for each in journal.executions if not each.tag.startswith("ready-")]
+    print(f"seed {seed}")
+    conclude(
+        "FR3",
+        f"{kills} relays killed",
+        len(history.operations),
+        {
+            "executed twice": twice(executions, harmless),
+            "not told how it ended": history.not_told(),
+            "told wrongly": history.falsely_told(executions),
+            "hung": [each for each in history.operations if each.ended_at >= each.deadline],
+            "idempotent and not done": [
+                each
+                for each in history.operations
+                if each.tag in harmless and each.told != "result"
+            ],
+            "told after 4 s": [each for each in [p99(detected_s)] if each > DETECTED_S],
+        },
+        f"told: {history.told()}; {len(twice(executions))} idempotent calls ran again; "
+        f"unknown after p99 {p99(detected_s):.2f} s, at most {max(detected_s):.2f} s",
+    )
+
+
+async def _call(history: History, relay: RelayClient, method: str, tag: str, pid: int) -> None:
+    args = [tag, pid] if method.startswith("hold") else [tag]
+    await history.watch(tag, relay.call(method, args, timeout=TIMEOUT_S), TIMEOUT_S)
+
+
+def _of_round(journal: Journal, number: int) -> int:
+    return sum(f"-{number}." in each.tag for each in journal.executions)
+
+
+# ── frames that come again, and in any order ────────────────────────────────────────────────────
+
+
+class Recorder:
+    """A driver in this process that writes down what it runs."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal.open()
+
+    def move(self, tag: str) -> str:
+        note(self._journal, tag)
+        return tag
+
+    @expose(idempotent=True)
+    def put(self, tag: str) -> str:
+        note(self._journal, tag)
+        return tag
+
+    def close(self) -> None:
+        os.close(self._journal)
+
+
+@pytest.fixture
+def driver(journal: Journal) -> Iterator[Recorder]:
+    recorder = Recorder(journal)
+    yield recorder
+    recorder.close()
+
+
+@pytest.fixture
+def nodes() -> Iterator[BackgroundLoop]:
+    """The loop of the nodes, for tests that block."""
+    loop = BackgroundLoop("nodes")
+    yield loop
+    loop.close()
+
+
+class _Client:
+    """A client of plain ZeroMQ: one session, some connections, ids from 1."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, peers: int) -> None:
+        self.session = secrets.token_hex(16)
+        self.peers = [context.socket(zmq.DEALER) for _ in range(peers)]
+        self._codec = Codec((Result, Failure, Alive))
+        for each in self.peers:
+            each.linger = 0
+            each.sndhwm = each.rcvhwm = 0
+            each.connect(endpoint)
+
+    def tag(self, call_id: int) -> str:
+        """What a call of this client is about."""
+        return f"{self.session[:4]}-{call_id}"
+
+    def send(self, call_id: int, peer: int, epoch: str = "") -> None:
+        """The same bytes, whenever it is done."""
+        call = Call(
+            id=str(call_id),
+            session=self.session,
+            epoch=epoch,
+            method="move",
+            args=[self.tag(call_id)],
+        )
+        self.peers[peer].send_multipart(self._codec.encode(call))
+
+    def received(self, timeout_ms: int = 0) -> list[Message]:
+        """The replies that are there now, on all connections; waits for a first one."""
+        poller = zmq.Poller()
+        for each in self.peers:
+            poller.register(each, zmq.POLLIN)
+        replies: list[Message] = []
+        while ready := poller.poll(0 if replies else timeout_ms):
+            for socket, _ in ready:
+                replies.append(self._codec.decode(socket.recv_multipart()).message)
+        return [each for each in replies if not isinstance(each, Alive)]
+
+    def close(self) -> None:
+        for each in self.peers:
+            each.close()
+
+
+@contextmanager
+def clients(endpoint: str, count: int, peers: int) -> Iterator[list[_Client]]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    made = [_Client(context, endpoint, peers) for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for each in made:
+            each.close()
+        context.term()
+
+
+def relay_of(places: Places, driver: object, port: int | str = "*") -> RelayAgent:
+    """A relay without a broker."""
+    nobody = f"tcp://127.0.0.1:{free_ports(1)[0]}"
+    bind = f"tcp://127.0.0.1:{port}"
+    return places.relay(RELAY, driver, rpc_bind=bind, broker_rpc=nobody, state_interval=60.0)
+
+
+_WINDOW = 50
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [5000, pytest.param(100_000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])],
+)
+def test_frames_that_come_several_times_in_any_order_run_once(
+    calls: int, places: Places, driver: Recorder, journal: Journal, nodes: BackgroundLoop
+) -> None:
+    """FR4: each request 1 to 5 times over either connection of its client, old ones between."""
+    chance = random.Random(seed := secrets.randbits(32))
+    relay = nodes.enter(relay_of(places, driver))
+    sent: Counter[tuple[int, int]] = Counter()
+    answered: Counter[tuple[int, int]] = Counter()
+    wrong: list[Message] = []
+    with clients(f"tcp://127.0.0.1:{relay.rpc.port}", count=2, peers=2) as both:
+        for start in range(1, calls // 2 + 1, _WINDOW):
+            fresh = [(who, start + step) for who in range(2) for step in range(_WINDOW)]
+            schedule = [each for each in fresh for _ in range(chance.randint(1, 5))]
+            schedule += [
+                (chance.randrange(2), chance.randrange(1, start + _WINDOW)) for _ in range(10)
+            ]
+            chance.shuffle(schedule)
+            for who, call_id in schedule:
+                both[who].send(call_id, chance.randrange(2))
+                sent[who, call_id] += 1
+            missing = set(fresh)
+            while missing:
+                for who, client in enumerate(both):
+                    replies = client.received(0)
+                    for reply in replies:
+                        call = (who, int(reply.id))  # type: ignore[attr-defined]
+                        answered[call] += 1
+                        missing.discard(call)
+                        if not _is_right(reply, client, call[1], start):
+                            wrong.append(reply)
+                if missing:
+                    _wait_for_any(both)
+    executions = journal.executions
+    counts = Counter(each.tag for each in executions)
+    print(f"seed {seed}")
+    conclude(
+        "FR4",
+        f"{sum(sent.values())} frames, in any order",
+        len(sent),
+        {
+            "executed twice": twice(executions),
+            "wrong replies": wrong,
+            "never answered": sent.keys() - answered.keys(),
+            "never executed": [each for each in sent if both[each[0]].tag(each[1]) not in counts],
+        },
+        f"executions per id at most {max(counts.values())}, frames per id at most "
+        f"{max(sent.values())}, {sum(answered.values())} replies",
+    )
+
+
+def _is_right(reply: Message, client: _Client, call_id: int, start: int) -> bool:
+    if isinstance(reply, Result):
+        return bool(reply.value == client.tag(call_id))
+    # A relay remembers 50,000 calls of all its clients; that it does not know is no wrong answer.
+    is_old = call_id < start - 20_000
+    return is_old and isinstance(reply, Failure) and reply.name == "outcome_unknown"
+
+
+def _wait_for_any(both: list[_Client]) -> None:
+    poller = zmq.Poller()
+    for client in both:
+        for peer in client.peers:
+            poller.register(peer, zmq.POLLIN)
+    assert poller.poll(1000 * LIMIT_S), "no answer"
+
+
+# ── the reply is lost ───────────────────────────────────────────────────────────────────────────
+
+
+class _Lab:
+    """A client, a relay that can be restarted, and the cable between them."""
+
+    def __init__(self, places: Places, driver: Recorder) -> None:
+        self.places, self.driver = places, driver
+        self.port = free_ports(1)[0]
+
+    def relay(self) -> RelayAgent:
+        return relay_of(self.places, self.driver, self.port)
+
+    @asynccontextmanager
+    async def __call__(self) -> AsyncIterator[tuple[RelayClient, Cable]]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.places.broker())
+            cable = await stack.enter_async_context(Cable(self.port))
+            client = await stack.enter_async_context(self.places.client())
+            await list_relay(self.places.rpc, cable.endpoint, RELAY)
+            yield RelayClient(client, RELAY), cable
+
+
+@pytest.fixture
+def lab(places: Places, driver: Recorder) -> _Lab:
+    return _Lab(places, driver)
+
+
+@pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=pytest.mark.soak)])
+async def test_replies_that_are_lost_come_with_the_next_connection(
+    rounds: int, lab: _Lab, journal: Journal
+) -> None:
+    """FR5: the proxy drops what the relay answers, and the link heals."""
+    history = History()
+    each_round = 10
+    async with lab() as (relay, cable), lab.relay():
+        await relay.call("move", "first", timeout=LIMIT_S)
+        for number in range(rounds):
+            cable.hold("down")
+            tags = [f"r{number}.{place}" for place in range(each_round)]
+            watched = [
+                asyncio.create_task(
+                    history.watch(tag, relay.call("move", tag, timeout=TIMEOUT_S), TIMEOUT_S)
+                )
+                for tag in tags
+            ]
+            await until(lambda n=number: journal.count(f"r{n}.") == each_round, LIMIT_S)
+            cable.cut()
+            cable.release()
+            await asyncio.gather(*watched)
+    _conclude_lost("FR5", f"{rounds} connections cut", history, journal.executions)
+
+
+def _conclude_lost(row: str, faults: str, history: History, executions: list[Execution]) -> None:
+    counts = Counter(each.tag for each in executions)
+    good = sum(each.told == "result" for each in history.operations)
+    conclude(
+        row,
+        faults,
+        len(history.operations),
+        {
+            "executed twice": twice(executions),
+            "reply not returned": [
+                each
+                for each in history.operations
+                if each.told != "result" or each.value != each.tag
+            ],
+            "told wrongly": history.falsely_told(executions),
+        },
+        f"cached reply returned {100 * good / len(history.operations):.0f} %, executions at most "
+        f"{max(counts.values())}",
+    )
+
+
+@pytest.mark.parametrize("calls", [500, pytest.param(40_000, marks=pytest.mark.soak)])
+def test_an_id_that_is_sent_again_brings_the_reply_that_was_lost(
+    calls: int, places: Places, driver: Recorder, journal: Journal, nodes: BackgroundLoop
+) -> None:
+    """FR5: the first connection never reads its replies; the second one asks again."""
+    relay = nodes.enter(relay_of(places, driver))
+    history = History()
+    with clients(f"tcp://127.0.0.1:{relay.rpc.port}", count=1, peers=2) as (client,):
+        operations = {
+            call_id: history.begin(client.tag(call_id), LIMIT_S) for call_id in range(1, calls + 1)
+        }
+        for call_id in operations:
+            client.send(call_id, peer=0)
+        eventually(lambda: len(journal.executions) == calls, "all have run", LIMIT_S)
+        client.peers.pop(0).close()
+        for call_id in operations:
+            client.send(call_id, peer=0)
+        answered = 0
+        while answered < calls:
+            replies = client.received(int(1000 * LIMIT_S))
+            assert replies, "no answer"
+            answered += len(replies)
+            for reply in replies:
+                operation = operations[int(reply.id)]  # type: ignore[attr-defined]
+                if isinstance(reply, Result):
+                    operation.told, operation.value = "result", reply.value
+    _conclude_lost("FR5", "all replies dropped, ids sent again", history, journal.executions)
+
+
+@pytest.mark.parametrize("rounds", [5, pytest.param(100, marks=pytest.mark.soak)])
+def test_threads_get_the_replies_that_were_lost(
+    rounds: int, lab: _Lab, journal: Journal, nodes: BackgroundLoop
+) -> None:
+    """FR5 for calls of threads, which have connections of their own."""
+    at_a_time = 4
+    history = History()
+    settled: list[str] = []
+    nodes.enter(lab.places.broker())
+    cable = nodes.enter(Cable(lab.port))
+    nodes.enter(lab.relay())
+    nodes.run(list_relay(lab.places.rpc, cable.endpoint, RELAY))
+    with labmesh.connect(lab.places.rpc) as mesh:
+        psu = mesh[RELAY]
+        _count_settled(mesh, settled)
+
+        def call(tag: str) -> None:
+            history.run(tag, lambda: psu.call("move", tag, timeout=TIMEOUT_S), TIMEOUT_S)
+
+        for number in range(rounds):
+            eventually(lambda: mesh._session.client.health(RELAY).up, "the link is up")
+            connected_sockets(mesh, RELAY, at_a_time)
+            nodes.run(_hold(cable))
+            threads = [
+                threading.Thread(target=call, args=(f"r{number}.{place}",))
+                for place in range(at_a_time)
+            ]
+            for each in threads:
+                each.start()
+            eventually(lambda n=number: journal.count(f"r{n}.") == at_a_time, "all have run")
+            nodes.run(_heal(cable))
+            for each in threads:
+                each.join()
+    faults = f"{rounds} times all connections cut, {len(settled)} calls settled over the link"
+    _conclude_lost("FR5 (threads)", faults, history, journal.executions)
+    assert len(settled) == rounds * at_a_time
+
+
+def _count_settled(mesh: labmesh.Mesh, settled: list[str]) -> None:
+    client = mesh._session.client
+    settle = client.settle_call
+
+    def settle_call(relay_id: str, request: Any, **options: Any) -> Any:
+        settled.append(request.id)
+        return settle(relay_id, request, **options)
+
+    client.settle_call = settle_call  # type: ignore[method-assign]
+
+
+async def _hold(cable: Cable) -> None:
+    cable.hold("down")
+
+
+async def _heal(cable: Cable) -> None:
+    cable.cut()
+    cable.release()
+
+
+# ── the relay is restarted between the two sendings ─────────────────────────────────────────────
+
+
+def test_what_is_sent_again_to_a_restarted_relay_is_refused(
+    places: Places, driver: Recorder, journal: Journal, nodes: BackgroundLoop
+) -> None:
+    """FR6: every other call was run by the relay before; the same bytes go to the next one."""
+    calls, port = 500, free_ports(1)[0]
+    refused: Counter[str] = Counter()
+    stack = AsyncExitStack()
+    with clients(f"tcp://127.0.0.1:{port}", count=1, peers=1) as (client,):
+        first = nodes.run(stack.enter_async_context(relay_of(places, driver, port)))
+        for call_id in range(1, calls + 1, 2):
+            client.send(call_id, 0, epoch=first.epoch)
+        eventually(lambda: len(journal.executions) == calls // 2, "half of them have run")
+        nodes.run(stack.aclose())
+        client.received()
+        again = nodes.enter(relay_of(places, driver, port))
+        assert again.epoch != first.epoch
+        for call_id in range(1, calls + 1):
+            client.send(call_id, 0, epoch=first.epoch)
+        while sum(refused.values()) < calls:
+            replies = client.received(int(1000 * LIMIT_S))
+            assert replies, "no answer"
+            refused.update(getattr(each, "name", "a result") for each in replies)
+    executions = journal.executions
+    conclude(
+        "FR6",
+        "1 restart between send and resend",
+        calls,
+        {
+            "executed twice": twice(executions),
+            "executed by the second": executions[calls // 2 :],
+            "answered otherwise": [each for each in refused if each != "stale_epoch"],
+        },
+        f"stale_epoch {refused['stale_epoch']}",
+    )
+
+
+async def test_what_was_under_way_when_the_relay_was_restarted_is_unknown(
+    lab: _Lab, journal: Journal
+) -> None:
+    """FR6 for a client: what is idempotent is sent anew, everything else is told."""
+    calls = 100
+    history = History()
+    async with lab() as (relay, cable):
+        async with lab.relay():
+            await relay.call("put", "first", timeout=LIMIT_S)
+            await relay.describe()
+            cable.hold("down")
+            watched = [
+                asyncio.create_task(
+                    history.watch(tag, relay.call(tag[:4].strip("-"), tag), TIMEOUT_S)
+                )
+                for number in range(calls)
+                for tag in [f"{('move', 'put')[number % 2]}-{number}"]
+            ]
+            await until(lambda: len(journal.executions) == calls + 1, LIMIT_S)
+            cable.cut()
+        async with lab.relay():
+            cable.release()
+            async with asyncio.timeout(LIMIT_S):
+                await asyncio.gather(*watched)
+    executions = journal.executions
+    harmless = {each.tag for each in executions if each.tag.startswith("put-")}
+    moves = [each for each in history.operations if each.tag not in harmless]
+    conclude(
+        "FR6",
+        "1 restart in the middle",
+        calls,
+        {
+            "executed twice": twice(executions, harmless),
+            "not told unknown": [each for each in moves if each.told != "unknown"],
+            "idempotent and not done": [
+                each
+                for each in history.operations
+                if each.tag in harmless and each.told != "result"
+            ],
+        },
+        f"told: {history.told()}; {len(twice(executions))} idempotent calls ran again",
+    )
