@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from labmesh.errors import LabmeshError, LinkLost, NotSent
+from labmesh.loops import new_loop
 
 __all__ = ["BackgroundLoop"]
 
@@ -60,7 +61,7 @@ class BackgroundLoop:
         self._stack = AsyncExitStack()
         self._open: set[asyncio.Task[Any]] = set()
         # Not what a policy may give: ZeroMQ needs add_reader, which Windows' own default lacks.
-        self._loop = asyncio.SelectorEventLoop()
+        self._loop = new_loop()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._thread.start()
         _running[self] = None

@@ -17,6 +17,7 @@ from labmesh.cli.output import Output, printable
 from labmesh.client import DirectorClientAgent
 from labmesh.config import Config
 from labmesh.errors import ConfigError, Conflict, LinkLost, StorageError
+from labmesh.loops import new_loop
 from labmesh.node import Node
 
 __all__ = ["connected", "hold", "hold_open", "log_to_stderr", "on_sigterm", "run"]
@@ -31,9 +32,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     :raises KeyboardInterrupt: Ctrl-C, after everything was closed.
     """
-    # On Windows ZeroMQ needs the selector loop. No policy is set: it would hold for others, too.
-    factory = asyncio.SelectorEventLoop if sys.platform == "win32" else None
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(work)
 
 
