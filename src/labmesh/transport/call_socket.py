@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import zmq
@@ -48,9 +48,8 @@ _BLOCKED_S = 2.0
 #: What takes a call back gets so long to leave, when its socket is closed.
 _LINGER_MS = 200
 _LARGEST: Final = MAX_FRAME_BYTES["relay"]
-#: What a codec writes and reads as it is, as long as it is short.
+#: What a codec reads as it is, as long as it is short.
 _PLAIN: Final = frozenset({type(None), bool, int, float, str})
-_TEXT: Final = frozenset({str})
 
 _SHORT: Final = 4096
 
@@ -157,12 +156,6 @@ class CallSocket:
     # ── one message ─────────────────────────────────────────────────────────────────────────────
 
     def _encoded(self, request: Call | Batch) -> list[Buffer]:
-        if type(request) is Call and _are_plain(request.args, request.kwargs):
-            # Of a number that is too large, and a text that is none, the codec says what to do.
-            with contextlib.suppress(OverflowError, UnicodeEncodeError):
-                header = _pack(request)
-                if len(header) <= _SHORT:
-                    return [header]
         frames = self._codec.encode(request)
         if len(frames) > 1 and max(memoryview(each).nbytes for each in frames) > _LARGEST:
             raise Unsent("too large: the link says so")
@@ -296,14 +289,6 @@ class _OpenCall:
         ends_at = self._caller.next_deadline()
         left_s = _SLICE_S if ends_at is None else min(_SLICE_S, ends_at - now)
         return max(1, int(1000 * left_s))
-
-
-def _are_plain(args: list[Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a codec would have nothing to rewrite."""
-    return _PLAIN.issuperset(map(type, args)) and (
-        not kwargs
-        or (_PLAIN.issuperset(map(type, kwargs.values())) and _TEXT.issuperset(map(type, kwargs)))
-    )
 
 
 def _plain_result(header: bytes) -> Result | None:
