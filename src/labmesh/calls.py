@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 #: How often the loop looks after calls while the driver's thread is busy, and how long after.
 _TICK_S = 0.01
 _LINGER_S = 0.1
+_SEVERAL = 3
 
 AnyServed = ServedCall | ServedBatch | ServedStream
 
@@ -96,7 +97,9 @@ class CallDesk:
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._watching = False
-        self._idle_since: float | None = None
+        #: jobs since the last look
+        self._begun = 0
+        self._awake_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def open(self, service: SharedService) -> None:
@@ -384,6 +387,7 @@ class CallDesk:
 
     def _watch(self) -> None:
         """Somebody is busy: have the loop look after calls. In any thread, under the lock."""
+        self._begun += 1
         if not self._watching and not self._closed:
             self._watching = True
             self.worker.call_on_loop(self._tick)
@@ -421,12 +425,11 @@ class CallDesk:
         return None if lease_ends_at is None else max(0.0, lease_ends_at - now)
 
     def _may_rest(self, now: float) -> bool:
-        if self._served or not self.worker.is_idle:
-            self._idle_since = None
-            return False
-        if self._idle_since is None:
-            self._idle_since = now
-        return now - self._idle_since > _LINGER_S
+        begun, self._begun = self._begun, 0
+        if begun >= _SEVERAL:
+            # Calls come one after the other: waking up for each of them would cost more.
+            self._awake_until = now + _LINGER_S
+        return not self._served and self.worker.is_idle and now >= self._awake_until
 
     def _look_for_stuck(self, now: float) -> None:
         """A call that outlasts its time is told, once; its caller waits no longer for it."""

@@ -22,7 +22,7 @@ def test_a_mesh_calls_watches_and_stores_on_the_fast_loop(monkeypatch: pytest.Mo
         psu = mesh["Inst-0"]
         psu.set_voltage(2.5)
         assert psu.call("set_voltage", [1.5], timeout=5.0) is not False
-        with pytest.raises(ValueError, match="volt|V"):
+        with pytest.raises(ValueError, match=r"volt|V"):
             psu.set_voltage(1000)
         reading = next(iter(psu.watch(timeout=10.0)))
         assert reading.relay_id == "Inst-0"

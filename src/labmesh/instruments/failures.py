@@ -20,7 +20,13 @@ _TRACEBACK_BYTES = 16 * 1024
 #: Innermost frames that are shown; a recursion has a thousand alike.
 _FRAMES = 50
 #: Frames of these modules at the outer end are how a driver was called, not what it did.
-_CALLING_MODULES = ("labmesh.instruments.worker", "labmesh.instruments.exposure", "asyncio.")
+_CALLING_MODULES = (
+    "labmesh.served",
+    "labmesh.instruments.worker",
+    "labmesh.instruments.jobs",
+    "labmesh.instruments.exposure",
+    "asyncio.",
+)
 
 
 def driver_failure(exc: BaseException, *, method: str, relay_id: str) -> DriverError:

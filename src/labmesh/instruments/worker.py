@@ -37,6 +37,9 @@ READ_S = 0.005
 class Source(Protocol):
     """Where a worker finds calls. What it reads, it hands to :meth:`DriverWorker.submit`."""
 
+    #: a thread waits, or is about to; set under the worker's lock
+    listened: bool
+
     def read(self) -> bool:
         """Take what is there; False: nothing is. Called under the worker's lock."""
 
@@ -44,7 +47,8 @@ class Source(Protocol):
         """Send the results that wait to be sent. Called under the worker's lock."""
 
     def wait(self) -> None:
-        """Until there may be something to read, or the bell rings. Called without the lock."""
+        """Until there may be something to read, or the bell rings. Called without the lock, when
+        :meth:`read` has found nothing since the last wait."""
 
     def ring(self) -> None:
         """End the wait; in any thread."""
@@ -286,10 +290,11 @@ class DriverWorker:
                 if self._stopping:
                     return None
                 source = None if self._is_listening else self._source
+                is_empty = False
                 if source is not None:
                     now = self._clock()
                     if not self._has_work() or now - self._emptied_at > READ_S:
-                        self._read(now)
+                        is_empty = not self._read(now)
                 job = self._pop()
                 if self._source is not None and (job is None or job.method not in self._quick):
                     self._source.flush()
@@ -301,26 +306,28 @@ class DriverWorker:
                         self._sleepers.pop().release()  # somebody else can listen meanwhile
                     return job
                 if source is not None:
-                    self._is_listening = True
+                    if not is_empty:
+                        continue  # it gave what is no job, and it takes a limited number at a time
+                    self._is_listening = source.listened = True
                 else:
                     self._sleepers.append(awake)
             if source is not None:
                 source.wait()
                 with lock:
-                    self._is_listening = False
+                    self._is_listening = source.listened = False
                     self._emptied_at = self._clock()
             else:
                 # Outside the lock, which the one that wakes this thread has just let go of: a
                 # condition variable, whose waiter wants the lock back at once, costs 10 µs more.
                 awake.acquire()
 
-    def _read(self, now: float) -> None:
-        """Take what the source has."""
+    def _read(self, now: float) -> bool:
+        """Take what the source has; False: nothing."""
         source = self._source
         if source is None:
-            return
-        source.read()
+            return False
         self._emptied_at = now
+        return source.read()
 
     def _has_work(self) -> bool:
         return bool(self._queue or self._urgent or self._poll_waits)

@@ -50,7 +50,6 @@ _LINGER_MS = 200
 _LARGEST: Final = MAX_FRAME_BYTES["relay"]
 #: What a codec reads as it is, as long as it is short.
 _PLAIN: Final = frozenset({type(None), bool, int, float, str})
-
 _SHORT: Final = 4096
 
 #: Plain numbers: each use of pyzmq's enumerations costs time.

@@ -82,8 +82,11 @@ class SharedService(Answering):
         self._sockets = sockets
         self._bell = Bell(self._socket.FD)
         self._skipping = False
+        #: nothing was there when it was last looked, and nothing was sent since
+        self._found_empty = False
         self._users: dict[bytes, str] = {}
         self._outbox: list[list[Buffer]] = []
+        self.listened = False
         self._closed = False
 
     def close(self, linger_ms: int = 200) -> None:
@@ -118,7 +121,9 @@ class SharedService(Answering):
 
     def read(self) -> bool:
         """Take what is there, up to a bound; False: nothing was."""
+        self._found_empty = False
         if self._closed or not events_of(self._socket) & POLLIN:
+            self._found_empty = True
             return False
         if self._skipping:
             # A hundred thousand frames take a tenth of a second: in slices, others get theirs.
@@ -201,10 +206,19 @@ class SharedService(Answering):
             return False
         try:
             send(self._socket, frames)
+            if self.listened and events_of(self._socket) & POLLIN:
+                # The descriptor tells once of what came in, and this send has used that up.
+                self._bell.ring()
         except zmq.ZMQError as exc:
             if exc.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 return False
             raise
+        finally:
+            if self._found_empty:
+                # The descriptor tells of a message once, and a send may be what it told: whoever
+                # waits, or is about to, must look again.
+                self._found_empty = False
+                self._bell.ring()
         return True
 
     def _answer_later(self, origin: Origin, answer: Coroutine[Any, Any, Answer]) -> None:
