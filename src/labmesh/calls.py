@@ -47,7 +47,16 @@ from labmesh.protocol.messages import (
 )
 from labmesh.protocol.open_call import Ended as CallEnd
 from labmesh.protocol.open_call import OpenCall, Owner
-from labmesh.served import Served, ServedBatch, ServedCall, ServedStream, kept_value
+from labmesh.served import (
+    LEASE_ENDED,
+    SHUTTING_DOWN,
+    TAKEN_BACK,
+    Served,
+    ServedBatch,
+    ServedCall,
+    ServedStream,
+    kept_value,
+)
 from labmesh.transport.answering import Answer, Origin
 from labmesh.transport.shared import SharedService
 
@@ -114,6 +123,10 @@ class CallDesk:
         """
         with self.lock:
             self._refusing = True
+            for job in self._served.values():
+                if isinstance(job, ServedStream):
+                    # Its end is its reader's, and may never come.
+                    job.interrupt(SHUTTING_DOWN)
         ended = await self.worker.close(timeout_s)
         with self.lock:
             for opened in list(self._served):
@@ -260,7 +273,7 @@ class CallDesk:
         opened = self._callee.find(owner, request.call)
         if self._take_back(opened, _cancelled(opened.method)):
             return Done(id=request.id)
-        self._served[opened].interrupt()
+        self._served[opened].interrupt(TAKEN_BACK)
         raise Conflict(f"{opened.method} has begun; it was told that nobody waits for it")
 
     def _state_of(self, request: GetCall, owner: Owner) -> CallState:
@@ -377,7 +390,7 @@ class CallDesk:
         for opened, job in self._served.items():
             under_it = (job.fence, opened.owner) == (lease.fence, lease.owner)
             if under_it and not job.read_only:
-                job.interrupt()
+                job.interrupt(LEASE_ENDED)
 
     def _tell(self, kind: str, value: Any) -> None:
         """In any thread."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any, Protocol
 
-from labmesh.errors import Expired, LabmeshError
+from labmesh.errors import Expired, LabmeshError, TooLarge
 from labmesh.instruments.exposure import BoundCall
+from labmesh.instruments.failures import unsendable_result
 from labmesh.instruments.jobs import BatchJob, Hands, Interrupted, Job, Outcome, StreamJob
 from labmesh.instruments.ownership import is_unshared
 from labmesh.protocol import batches
@@ -18,6 +20,11 @@ __all__ = ["Served", "ServedBatch", "ServedCall", "ServedStream", "kept_value"]
 
 #: How often a stream that waits for its reader lets a poll through.
 _POLL_S = 0.05
+#: Why a call is ended while it runs.
+TAKEN_BACK = "its caller took it back"
+CALLER_IS_GONE = "its caller is gone"
+LEASE_ENDED = "the lease that it ran under has ended"
+SHUTTING_DOWN = "its relay is shutting down"
 _SCALARS = frozenset({type(None), bool, int, float, str})
 
 
@@ -34,18 +41,17 @@ class Desk(Protocol):
 
 
 class _Encoders(threading.local):
-    """One for each of the driver's threads."""
+    """One for each thread."""
 
     def __init__(self) -> None:
-        self.own = Codec(())
+        self.own = Codec((Result, BatchResult))
 
 
 _encoders = _Encoders()
-_reader = Codec((Result, BatchResult))
 
 
 class Served:
-    """What all jobs of open calls have in common: their end, in the driver's thread, at the desk."""
+    """What jobs of open calls have in common: their end, in the driver's thread, at the desk."""
 
     on_loop = False
 
@@ -61,6 +67,11 @@ class Served:
         self.desk, self.opened = desk, opened
         self.fence, self.read_only = fence, read_only
         self.unshared = False
+
+    @property
+    def client(self) -> Owner:
+        """Whose it is."""
+        return self.opened.owner
 
     def refusal(self, now: float) -> LabmeshError | None:
         """Asked in the driver's thread, right before it runs."""
@@ -90,7 +101,10 @@ class Served:
 
     def frames(self, message: Message) -> list[Buffer]:
         """The frames of a message of this call."""
-        frames = _encoders.own.encode(message, json=self.opened.origin.json)
+        return self._encoded(message, json=self.opened.origin.json)
+
+    def _encoded(self, message: Message, *, json: bool) -> list[Buffer]:
+        frames = _encoders.own.encode(message, json=json)
         if len(frames) > 1 and not self.unshared:
             # A driver may use its buffers again at once.
             frames[1:] = [bytes(frame) for frame in frames[1:]]
@@ -118,11 +132,51 @@ class ServedCall(Served, Job):
 class ServedBatch(Served, BatchJob):
     """An open batch."""
 
+    def kept(self, entry: BoundCall, value: Any, unshared: bool) -> Outcome:
+        """As it is now: the next call of the batch may change what this one returned.
+
+        A result that cannot be sent is an error of its call alone.
+        """
+        if type(value) in _SCALARS:
+            return Outcome(value)
+        self.unshared = unshared
+        try:
+            frames = self._encoded(Result(id=self.opened.id, value=value), json=False)
+            return Outcome(_encoders.own.decode(frames).message.value)  # type: ignore[attr-defined]
+        except BaseException as exc:
+            # As in the worker: encoding may run code of the driver's objects.
+            return Outcome(error=self._unsendable(exc, entry, value))
+
     def prepare(self, value: Any) -> list[Buffer]:
-        """The frames of its outcomes."""
-        outcomes = [batches.Outcome(each.value, each.error) for each in value]
-        written = batches.write_outcomes(outcomes)
-        return self.frames(BatchResult(id=self.opened.id, outcomes=written))
+        """The frames of its outcomes. Results for which there is no room are errors, too."""
+        self.unshared = True  # they are our own copies
+        outcomes = list(value)
+        while True:
+            try:
+                return self.frames(self._answer(outcomes))
+            except TooLarge as exc:
+                left = [index for index, each in enumerate(outcomes) if each.error is None]
+                if not left:
+                    raise
+                largest = max(left, key=lambda index: (self._room(outcomes[index]), index))
+                entry, value = self.entries[largest], outcomes[largest].value
+                outcomes[largest] = Outcome(error=self._unsendable(exc, entry, value))
+
+    def _answer(self, outcomes: list[Outcome]) -> BatchResult:
+        written = batches.write_outcomes(
+            batches.Outcome(each.value, each.error) for each in outcomes
+        )
+        return BatchResult(id=self.opened.id, outcomes=written)
+
+    def _room(self, outcome: Outcome) -> float:
+        """What it takes of a header, bytes."""
+        try:
+            return len(self.frames(self._answer([outcome]))[0])
+        except TooLarge:
+            return math.inf
+
+    def _unsendable(self, exc: BaseException, entry: BoundCall, value: Any) -> LabmeshError:
+        return unsendable_result(exc, value, method=entry.method, relay_id=self.relay_id)
 
 
 class ServedStream(Served, StreamJob):
@@ -143,23 +197,24 @@ class ServedStream(Served, StreamJob):
     def put(self, item: Any, hands: Hands) -> None:
         """Send one item, as soon as its reader can take it."""
         hands.pause()
-        while not self.credit.acquire(timeout=_POLL_S):
+        while not self.credit.acquire(blocking=False):
             if self.is_set:
                 break
-            hands.pause()
+            if not hands.rest(_POLL_S) and self.credit.acquire(timeout=_POLL_S):
+                break
         frames = self.frames(Item(id=self.opened.id, index=self.index, value=item))
         self.index += 1
         with self.desk.lock:
             taken = not self.is_set and self.desk.say(self.opened, frames)
         if not taken:
-            raise Interrupted("its caller took it back, or is gone, or lost the lease")
+            raise Interrupted(self.why or CALLER_IS_GONE)
 
     def reader_is_gone(self) -> None:
         """A generator without a reader is closed, and the driver is free for others."""
-        self.interrupt()
+        self.interrupt(CALLER_IS_GONE)
 
 
 def kept_value(opened: OpenCall) -> Any:
     """What a call returned, read from the reply that was kept."""
-    message = _reader.decode(opened.reply or []).message
+    message = _encoders.own.decode(opened.reply or []).message
     return message.outcomes if isinstance(message, BatchResult) else message.value  # type: ignore[attr-defined]

@@ -266,6 +266,12 @@ async def test_no_deadline_is_overrun_whatever_is_behind_an_address(
     assert re.search(says, str(outcomes[0][1]))
 
 
+def stands_still(pid: int) -> bool:
+    """Each of its threads has stopped; the signal tells them one by one."""
+    states = [each.read_text() for each in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(each.rpartition(")")[2].split()[0] == "T" for each in states)
+
+
 async def test_no_deadline_is_overrun_when_the_node_stands_still(
     sockets: Sockets, tmp_path: Path
 ) -> None:
@@ -281,6 +287,7 @@ async def test_no_deadline_is_overrun_when_the_node_stands_still(
         async with linked(sockets, f"tcp://127.0.0.1:{port}", target="Inst-0") as link:
             await link.wait_up(LIMIT_S)
             process.stop()
+            await until(lambda: stands_still(process.pid))
             began = time.monotonic()
             question = asyncio.create_task(link.request(GetStatus(id="-"), Status, timeout=1.0))
             running = asyncio.create_task(link.request(call("square", 3), Result, timeout=1.5))

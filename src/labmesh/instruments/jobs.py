@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from labmesh.errors import LabmeshError
 from labmesh.instruments.cooperation import CancelFlag
 from labmesh.instruments.exposure import BoundCall
 from labmesh.instruments.failures import driver_failure
+from labmesh.instruments.ownership import is_unshared
 
 __all__ = ["BatchJob", "Interrupted", "Job", "Outcome", "StreamJob"]
 
@@ -22,7 +24,7 @@ class Outcome(NamedTuple):
 
 
 class Interrupted(Exception):
-    """The caller of a job took it back while it ran, or is gone."""
+    """A job was ended while it ran; the text says why."""
 
 
 class Hands(Protocol):
@@ -34,6 +36,9 @@ class Hands(Protocol):
     def pause(self) -> None:
         """Between two steps of a long job: what must not wait for its end is done here."""
 
+    def rest(self, timeout_s: float) -> bool:
+        """:meth:`pause`, and wait for news from outside; False: somebody else waits for them."""
+
 
 class Job(CancelFlag):
     """A call and what becomes of it; also the flag that is raised when nobody waits for it.
@@ -44,19 +49,26 @@ class Job(CancelFlag):
     #: :meth:`done` is called on the worker's loop; False: in the thread, right behind the call
     on_loop = True
 
-    __slots__ = ("_end_coroutine", "call", "told_stuck")
+    __slots__ = ("_end_coroutine", "call", "told_stuck", "why")
 
     def __init__(self, call: BoundCall) -> None:
         super().__init__()
         self.call = call
         #: everybody was told that it lasts too long
         self.told_stuck = False
+        #: why nobody waits for it any more
+        self.why = ""
         self._end_coroutine: Callable[[], object] | None = None
 
     @property
     def method(self) -> str:
         """What it is called in the log and in errors."""
         return self.call.method
+
+    @property
+    def client(self) -> Hashable:
+        """Whose it is: its calls keep their order."""
+        return None
 
     def refusal(self, now: float) -> LabmeshError | None:
         """Why it must not begin; asked in the thread, right before it would. None: it may."""
@@ -76,16 +88,25 @@ class Job(CancelFlag):
         """It ended. Called once, unless it was taken out of the queue."""
         raise NotImplementedError
 
-    def interrupt(self) -> None:
+    def interrupt(self, why: str) -> None:
         """Tell a job that runs that nobody waits for it; in any thread.
 
         A coroutine is cancelled, a generator closed at its next ``yield``; any other method goes
-        on, unless it asks :func:`~labmesh.cancel_requested`.
+        on, unless it asks :func:`~labmesh.cancel_requested`. Of several reasons the first counts.
         """
+        self.why = self.why or why
         self.set()
         end = self._end_coroutine
         if end is not None:
-            end()
+            # A loop that has been closed since has no coroutine any more that could be ended.
+            with suppress(RuntimeError):
+                end()
+
+    def cause_of(self, exc: BaseException) -> BaseException:
+        """What to tell of a job that raised this: its coroutine knows of no reason."""
+        if isinstance(exc, asyncio.CancelledError) and self.is_set:
+            return Interrupted(self.why).with_traceback(exc.__traceback__)
+        return exc
 
     def in_coroutine(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
         """The coroutine that this job runs now; None: it has ended."""
@@ -119,16 +140,28 @@ class BatchJob(Job):
         for entry in self.entries:
             if self.is_set:
                 break
-            try:
-                value = entry.run()
-                outcomes.append(Outcome(hands.settle(value, self)))
-            except BaseException as exc:
-                # As in the worker: whatever a driver raises ends its call and nothing else.
-                error = driver_failure(exc, method=entry.method, relay_id=self.relay_id)
-                outcomes.append(Outcome(error=error))
-                if not self.keep_going:
-                    break
+            outcome = self._run(entry, hands)
+            outcomes.append(outcome)
+            if outcome.error is not None and not self.keep_going:
+                break
         return outcomes
+
+    def _run(self, entry: BoundCall, hands: Hands) -> Outcome:
+        try:
+            value = hands.settle(entry.run(), self)
+        except BaseException as exc:
+            # As in the worker: whatever a driver raises ends its call and nothing else.
+            cause = self.cause_of(exc)
+            error = driver_failure(cause, method=entry.method, relay_id=self.relay_id)
+            return Outcome(error=error)
+        return self.kept(entry, value, is_unshared(value))
+
+    def kept(self, entry: BoundCall, value: Any, unshared: bool) -> Outcome:
+        """What one of them gave, to be kept while the others run.
+
+        :param unshared: nobody else has it or its buffers, so nobody can change it.
+        """
+        return Outcome(value)
 
 
 class StreamJob(Job):

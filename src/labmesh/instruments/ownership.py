@@ -21,15 +21,9 @@ def is_unshared(value: Any) -> bool:
     if _owns_its_buffer(value):
         return sys.getrefcount(value) <= _OURS
     kind = type(value)
-    if kind is dict:
-        items = value.values()
-    elif kind is list or kind is tuple:
-        items = value
-    else:
+    if kind not in _CONTAINERS or sys.getrefcount(value) > _OURS:
         return False
-    if sys.getrefcount(value) > _OURS:
-        return False
-    for each in items:
+    for each in value.values() if kind is dict else value:
         if type(each) in _WITHOUT_BUFFERS:
             continue
         if not _owns_its_buffer(each) or sys.getrefcount(each) > _CONTAINED:
@@ -37,13 +31,17 @@ def is_unshared(value: Any) -> bool:
     return True
 
 
+_CONTAINERS = frozenset({dict, list, tuple})
 #: Immutable, or too small to travel as a buffer.
 _WITHOUT_BUFFERS = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 def _owns_its_buffer(value: Any) -> bool:
     kind = type(value)
-    return kind.__name__ == "ndarray" and kind.__module__ == "numpy" and value.base is None
+    if kind.__name__ != "ndarray" or kind.__module__ != "numpy":
+        return False
+    # An extension may hand out its own memory as an array that names no owner.
+    return value.base is None and bool(value.flags.owndata)
 
 
 def _counted(value: Any) -> int:

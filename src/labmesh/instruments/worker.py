@@ -12,13 +12,13 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, NamedTuple, Protocol
 
 from labmesh.errors import Busy, InternalError, LabmeshError, Stopping
 from labmesh.instruments.cooperation import set_current
 from labmesh.instruments.failures import driver_failure, unsendable_result
-from labmesh.instruments.jobs import Interrupted, Job, Outcome
+from labmesh.instruments.jobs import Job, Outcome
 
 __all__ = ["DriverWorker", "RunningCall", "Source"]
 
@@ -29,6 +29,8 @@ _BATCH = 256
 #: A method whose last call was quicker lets the results before it wait to be sent with its own.
 _QUICK_S = 0.0002
 _REMEMBERED = 1000
+#: Jobs that are let through between two items of a long call.
+_BETWEEN = 8
 #: A source that was not emptied for so long is emptied before the next call, so that what waits in
 #: it is known, and gets its signs of life.
 READ_S = 0.005
@@ -46,7 +48,7 @@ class Source(Protocol):
     def flush(self) -> None:
         """Send the results that wait to be sent. Called under the worker's lock."""
 
-    def wait(self) -> None:
+    def wait(self, timeout_s: float | None = None) -> None:
         """Until there may be something to read, or the bell rings. Called without the lock, when
         :meth:`read` has found nothing since the last wait."""
 
@@ -340,18 +342,62 @@ class DriverWorker:
             return self._poll
         return self._queue.popitem(last=False)[0] if self._queue else None
 
-    def poll_between(self, slot: int, hands: _Hands) -> None:
-        """Run a poll that waits, between two items of a long call; in the thread of that call."""
-        with self.lock:
-            if not self._poll_waits:
-                return
-            self._poll_waits = False
-            poll = self._poll
-            assert poll is not None
+    def run_between(self, slot: int, hands: _Hands) -> None:
+        """Between two items of a long call, in the thread of that call: the poll that waits, and
+        calls that change nothing."""
+        for _ in range(_BETWEEN):
+            with self.lock:
+                job = self._pop_harmless()
+            if job is None:
+                break
+            outcome = self._perform(job, hands)
+            if job.on_loop:
+                self._report(job, outcome)
+                continue
+            try:
+                with self.lock:
+                    job.done(outcome)
+                    if self._source is not None:
+                        self._source.flush()
+            except Exception:
+                # As in _run: the long call goes on, whatever becomes of another one's result.
+                log.exception("%s: the result of %s was lost", self.name, job.method)
         running = self._running[slot]
-        self._report(poll, self._perform(poll, hands))
         if running is not None:
             set_current(running.job)
+
+    def rest(self, slot: int, hands: _Hands, timeout_s: float) -> bool:
+        """Wait in the middle of a long call, as a thread without work does, and run what may be run
+        between; False: another thread listens, and nothing was waited for."""
+        with self.lock:
+            source = None if self._is_listening or self._stopping else self._source
+            if source is not None:
+                self._is_listening = source.listened = True
+        if source is not None:
+            source.wait(timeout_s)
+            with self.lock:
+                self._is_listening = source.listened = False
+        self.run_between(slot, hands)
+        return source is not None
+
+    def _pop_harmless(self) -> Job | None:
+        if self._stopping:
+            return None
+        if not self._is_listening:
+            self._read(self._clock())
+        if self._poll_waits:
+            self._poll_waits = False
+            return self._poll
+        held_up: set[Hashable] = set()
+        for job in self._queue:
+            call, client = job.call, job.client
+            # A stream would be a long call inside a long call; and a client that has written and
+            # reads then means to read what it wrote.
+            if call.read_only and not call.yields and client not in held_up:
+                del self._queue[job]
+                return job
+            held_up.add(client)
+        return None
 
     def _perform(self, job: Job, hands: _Hands) -> Outcome:
         method = job.method
@@ -366,11 +412,10 @@ class DriverWorker:
         set_current(job)
         try:
             value = job.execute(hands)
-        except Interrupted as exc:
-            return Outcome(error=driver_failure(exc, method=method, relay_id=self.name))
         except BaseException as exc:
             # Everything, SystemExit and KeyboardInterrupt too: a driver never ends its relay.
-            return Outcome(error=driver_failure(exc, method=method, relay_id=self.name))
+            cause = job.cause_of(exc)
+            return Outcome(error=driver_failure(cause, method=method, relay_id=self.name))
         finally:
             set_current(None)
         try:
@@ -520,8 +565,12 @@ class _Hands:
             del exc  # or this frame and the traceback keep each other, and the driver's locals
 
     def pause(self) -> None:
-        """Between two items: the state must not wait for the end of a long scan."""
-        self._worker.poll_between(self._slot, self)
+        """Between two items: state and readers must not wait for the end of a long scan."""
+        self._worker.run_between(self._slot, self)
+
+    def rest(self, timeout_s: float) -> bool:
+        """Wait for news from outside; False: somebody else waits for them."""
+        return self._worker.rest(self._slot, self, timeout_s)
 
 
 async def _settled(awaitable: Awaitable[Any], job: Job) -> tuple[Any, BaseException | None]:

@@ -145,6 +145,10 @@ class Codec:
         :raises UnsupportedVersion: a request of another protocol version.
         :raises TooLarge: over one of the limits.
         """
+        if len(frames) == 1 and type(frames[0]) is bytes and len(frames[0]) < _SMALL:
+            message = self._plain(frames[0])
+            if message is not None:
+                return Decoded(message, None, False)
         if not frames:
             raise ProtocolError("a message without frames; the first one must be its header")
         header = checked_header(frames[0], self._limits.max_header_bytes)
@@ -169,6 +173,19 @@ class Codec:
             if len(frames) > 1:
                 self._unpacking.begin(())
         return Decoded(message, body, json)
+
+    def _plain(self, header: bytes) -> Message | None:
+        """A short message without anything that needs a second look; None: look again.
+
+        Most messages are like this, and all other steps of :meth:`decode` cost them more than this.
+        """
+        try:
+            message: Message = self._msgpack.decode(header)
+        except FAULTS:
+            return None
+        if message.has_body or not self._expected.is_usual(message) or not is_plain(message):
+            return None
+        return message
 
     def _read_msgpack(self, header: Buffer) -> Message:
         vet(header, self._limits)

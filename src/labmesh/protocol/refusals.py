@@ -101,6 +101,12 @@ class Expected:
         self._tags = [str(kind.__struct_config__.tag) for kind in types]
         self._requests = any(issubclass(kind, Request) for kind in types)
 
+    def is_usual(self, message: Message) -> bool:
+        """Whether :meth:`check` would find nothing."""
+        if isinstance(message, Request):
+            return message.version == PROTOCOL_VERSION
+        return not isinstance(message, Untyped)
+
     def check(self, message: Message) -> None:
         """Refuse a request of another protocol version."""
         if isinstance(message, Request) and not _is_supported(message.version):

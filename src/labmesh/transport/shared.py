@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _SKIPPED = 2000
 _READ = 256
+_SELDOM = 7
 #: Replies that are sent together; more would leave their receivers without work meanwhile.
 _TOGETHER = 16
 _MAX_USERS = 4096
@@ -87,6 +88,9 @@ class SharedService(Answering):
         self._users: dict[bytes, str] = {}
         self._outbox: list[list[Buffer]] = []
         self.listened = False
+        #: whether several messages were there when it was last looked for more than one
+        self._several = False
+        self._looks = 0
         self._closed = False
 
     def close(self, linger_ms: int = 200) -> None:
@@ -129,12 +133,18 @@ class SharedService(Answering):
             # A hundred thousand frames take a tenth of a second: in slices, others get theirs.
             self._skipping = not skip(self._socket, _SKIPPED)
             return True
-        if not self._take_one() or not events_of(self._socket) & POLLIN:
+        if not self._take_one():
             return True
-        # There are several: from here on it is cheaper to be told that there are no more.
-        for _ in range(_READ):
-            if not self._take_one():
-                break
+        # A look costs as much as a short method: while calls come one at a time, one in a few.
+        self._looks += 1
+        if not self._several and self._looks & _SELDOM:
+            return True
+        self._several = bool(events_of(self._socket) & POLLIN)
+        if self._several:
+            # From here on it is cheaper to be told that there are no more.
+            for _ in range(_READ):
+                if not self._take_one():
+                    break
         return True
 
     def _take_one(self) -> bool:

@@ -34,13 +34,14 @@ class Bell:
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Until the descriptor is readable, the bell rang, or the time is over."""
-        if self._poll is not None:
-            ready = [each[0] for each in self._poll.poll(timeout_s and timeout_s * 1000)]
-        else:
+        if self._poll is None:
             both = [self._descriptor, self._event]
-            ready = select.select(both, [], [], timeout_s)[0]
-        if self._event in ready:
-            self._silence()
+            if self._event in select.select(both, [], [], timeout_s)[0]:
+                self._silence()
+            return
+        for descriptor, _ in self._poll.poll(timeout_s and timeout_s * 1000):
+            if descriptor == self._event:
+                self._silence()
 
     def ring(self) -> None:
         """End the wait that is under way, or the next one. In any thread."""
@@ -53,12 +54,18 @@ class Bell:
             return  # it is full of rings that nobody has heard yet
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Nobody waits any more; twice is fine."""
         if self._pair is None:
-            os.close(self._event)
+            if self._event >= 0:
+                os.close(self._event)
+                self._event = -1
             return
         for each in self._pair:
             each.close()
+
+    def __del__(self) -> None:
+        # A thread that hangs in its driver keeps it; when that ends, nobody else closes it.
+        self.close()
 
     def _silence(self) -> None:
         try:
