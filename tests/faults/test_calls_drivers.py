@@ -165,9 +165,7 @@ async def test_a_driver_that_blocks_silences_nothing_else(block_s: float, places
         {
             "heartbeats missed": [*missed, *late],
             "slow answers": [
-                what
-                for what, each in latencies.times_s.items()
-                if p99(each) > P99_S + lag.worst_s
+                what for what, each in latencies.times_s.items() if p99(each) > P99_S + lag.worst_s
             ],
             "states missed": [each for each in jitter_s if each > STATE_S + lag.worst_s],
         },

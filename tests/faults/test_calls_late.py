@@ -24,6 +24,7 @@ from tests.support.history import History, Journal, Lag, Operation, conclude, tw
 from tests.support.namespaces import Lab
 from tests.support.peers import until
 from tests.support.places import Places, list_relay
+from tests.support.plain_client import PlainClient, plain_clients
 from tests.support.processes import Process, free_ports, program
 
 import labmesh
@@ -90,7 +91,9 @@ def conclude_late(
 async def test_a_stopped_relay_runs_nothing_of_what_it_missed(
     stopped_s: float, places: Places, journal: Journal
 ) -> None:
-    """FR1: 100 calls of tasks and 100 of threads, into a relay that goes on 5 s later."""
+    """FR1: a relay goes on 5 s later. 100 calls of tasks, 100 of threads, and 100 of a client that
+    takes nothing back; of these half were in the queue already."""
+    history = History()
     with ExitStack() as stack:
         async with places.broker(), places.client() as client:
             relay_process = stack.enter_context(recording_relay(places, journal))
@@ -99,20 +102,26 @@ async def test_a_stopped_relay_runs_nothing_of_what_it_missed(
             await relay.call("move", "first")
             threads = stack.enter_context(_Threads(places.rpc))
             await asyncio.to_thread(threads.connect)
-            history = History()
+            endpoint = client.health(RELAY).endpoint
+            (plain,) = stack.enter_context(plain_clients(endpoint, count=1))
+            busy = asyncio.create_task(relay.call("busy", 1.5, timeout=LIMIT_S))
+            while (await relay.status()).facts["busy_with"] != "busy":
+                assert not busy.done()
+            by_hand = _plain_calls(plain, range(1, CALLS // 2 + 1))
+            while (await relay.status()).facts["queued"] < CALLS // 2:
+                assert not busy.done()
             relay_process.stop()
             stopped_at = time.monotonic()
             with Lag() as lag:
                 blocking = threads.begin()
-                tags = [f"task-{number}" for number in range(CALLS)]
-                calls = (relay.call("move", each, timeout=TIMEOUT_S) for each in tags)
-                watched = (
-                    history.watch(*each, TIMEOUT_S) for each in zip(tags, calls, strict=True)
-                )
-                await asyncio.gather(*watched)
+                by_hand |= _plain_calls(plain, range(CALLS // 2 + 1, CALLS + 1))
+                await calls_of_tasks(relay, history)
                 await asyncio.to_thread(threads.join)
             await asyncio.sleep(stopped_at + stopped_s - time.monotonic())
             relay_process.cont()
+            _plain_replies(plain, by_hand)
+            with pytest.raises(OutcomeUnknown):
+                await busy
             # Relays take turns between connections: behind these none of the old ones waits.
             for number in range(3 * CALLS):
                 await relay.call("put", f"after-{number}", timeout=LIMIT_S)
@@ -121,6 +130,48 @@ async def test_a_stopped_relay_runs_nothing_of_what_it_missed(
     conclude_late("FR1", faults, history, journal, lag.worst_s)
     conclude_late("FR1 (threads)", faults, blocking, journal, lag.worst_s)
     assert len(threads.direct) == CALLS
+    plain_history = History(by_hand.values())
+    conclude(
+        "FR1 (plain ZeroMQ)",
+        faults,
+        len(by_hand),
+        {
+            "executed after the deadline": plain_history.late(journal.executions),
+            "told otherwise": [each for each in by_hand.values() if each.error != "expired"],
+        },
+        f"told: {len(by_hand)} expired, half of them in the queue",
+    )
+
+
+async def calls_of_tasks(relay: RelayClient, history: History) -> None:
+    """All at a time, to their ends."""
+    tags = [f"task-{number}" for number in range(CALLS)]
+    await asyncio.gather(
+        *(
+            history.watch(each, relay.call("move", each, timeout=TIMEOUT_S), TIMEOUT_S)
+            for each in tags
+        )
+    )
+
+
+def _plain_calls(plain: PlainClient, call_ids: range) -> dict[int, Operation]:
+    """Calls of which nobody says that their caller has given up; only their deadline does."""
+    history = History()
+    operations = {each: history.begin(plain.tag(each), TIMEOUT_S) for each in call_ids}
+    for call_id, operation in operations.items():
+        plain.send(call_id, deadline=operation.deadline)
+    return operations
+
+
+def _plain_replies(plain: PlainClient, operations: dict[int, Operation]) -> None:
+    answered: set[int] = set()
+    while len(answered) < len(operations):
+        replies = plain.received(int(1000 * LIMIT_S))
+        assert replies, f"no answer to {operations.keys() - answered}"
+        for reply in replies:
+            call_id = int(reply.id)  # type: ignore[attr-defined]
+            answered.add(call_id)
+            operations[call_id].error = getattr(reply, "name", "a result")
 
 
 class _Threads:
@@ -271,14 +322,9 @@ async def test_a_cable_that_stood_still_brings_nothing_late(
             await relay.call("move", "first")
             history = History()
             cable.hold()
-            tags = [f"call-{number}" for number in range(CALLS)]
             with Lag() as lag:
-                calls = (relay.call("move", each, timeout=TIMEOUT_S) for each in tags)
-                watched = (
-                    history.watch(*each, TIMEOUT_S) for each in zip(tags, calls, strict=True)
-                )
-                await asyncio.gather(*watched)
-            assert journal.count("call-") == 0
+                await calls_of_tasks(relay, history)
+            assert journal.count("task-") == 0
             held = cable.passed["up"]
             cable.release()
             await until(lambda: cable.passed["up"] > held, LIMIT_S, "what was held went on")

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ from tests.support.direct import connected_sockets
 from tests.support.history import Execution, History, Journal, conclude, note, twice
 from tests.support.peers import until
 from tests.support.places import Places, list_relay
+from tests.support.plain_client import PlainClient, plain_clients
 from tests.support.processes import Process, free_ports, program
 from tests.support.served import eventually
 
 import labmesh
 from labmesh import RelayAgent, RelayClient, expose
 from labmesh.blocking.background import BackgroundLoop
-from labmesh.protocol.codec import Codec
-from labmesh.protocol.messages import Alive, Call, Failure, Message, Result
+from labmesh.protocol.messages import Failure, Message, Result
 
 RELAY = "Inst-0"
 LIMIT_S = 20.0
@@ -211,61 +211,6 @@ def nodes() -> Iterator[BackgroundLoop]:
     loop.close()
 
 
-class _Client:
-    """A client of plain ZeroMQ: one session, some connections, ids from 1."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, peers: int) -> None:
-        self.session = secrets.token_hex(16)
-        self.peers = [context.socket(zmq.DEALER) for _ in range(peers)]
-        self._codec = Codec((Result, Failure, Alive))
-        for each in self.peers:
-            each.linger = 0
-            each.sndhwm = each.rcvhwm = 0
-            each.connect(endpoint)
-
-    def tag(self, call_id: int) -> str:
-        """What a call of this client is about."""
-        return f"{self.session[:4]}-{call_id}"
-
-    def send(self, call_id: int, peer: int, epoch: str = "") -> None:
-        """The same bytes, whenever it is done."""
-        call = Call(
-            id=str(call_id),
-            session=self.session,
-            epoch=epoch,
-            method="move",
-            args=[self.tag(call_id)],
-        )
-        self.peers[peer].send_multipart(self._codec.encode(call))
-
-    def received(self, timeout_ms: int = 0) -> list[Message]:
-        """The replies that are there now, on all connections; waits for a first one."""
-        poller = zmq.Poller()
-        for each in self.peers:
-            poller.register(each, zmq.POLLIN)
-        replies: list[Message] = []
-        while ready := poller.poll(0 if replies else timeout_ms):
-            for socket, _ in ready:
-                replies.append(self._codec.decode(socket.recv_multipart()).message)
-        return [each for each in replies if not isinstance(each, Alive)]
-
-    def close(self) -> None:
-        for each in self.peers:
-            each.close()
-
-
-@contextmanager
-def clients(endpoint: str, count: int, peers: int) -> Iterator[list[_Client]]:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    made = [_Client(context, endpoint, peers) for _ in range(count)]
-    try:
-        yield made
-    finally:
-        for each in made:
-            each.close()
-        context.term()
-
-
 def relay_of(places: Places, driver: object, port: int | str = "*") -> RelayAgent:
     """A relay without a broker."""
     nobody = f"tcp://127.0.0.1:{free_ports(1)[0]}"
@@ -289,7 +234,7 @@ def test_frames_that_come_several_times_in_any_order_run_once(
     sent: Counter[tuple[int, int]] = Counter()
     answered: Counter[tuple[int, int]] = Counter()
     wrong: list[Message] = []
-    with clients(f"tcp://127.0.0.1:{relay.rpc.port}", count=2, peers=2) as both:
+    with plain_clients(f"tcp://127.0.0.1:{relay.rpc.port}", count=2, peers=2) as both:
         for start in range(1, calls // 2 + 1, _WINDOW):
             fresh = [(who, start + step) for who in range(2) for step in range(_WINDOW)]
             schedule = [each for each in fresh for _ in range(chance.randint(1, 5))]
@@ -330,7 +275,7 @@ def test_frames_that_come_several_times_in_any_order_run_once(
     )
 
 
-def _is_right(reply: Message, client: _Client, call_id: int, start: int) -> bool:
+def _is_right(reply: Message, client: PlainClient, call_id: int, start: int) -> bool:
     if isinstance(reply, Result):
         return bool(reply.value == client.tag(call_id))
     # A relay remembers 50,000 calls of all its clients; that it does not know is no wrong answer.
@@ -338,7 +283,7 @@ def _is_right(reply: Message, client: _Client, call_id: int, start: int) -> bool
     return is_old and isinstance(reply, Failure) and reply.name == "outcome_unknown"
 
 
-def _wait_for_any(both: list[_Client]) -> None:
+def _wait_for_any(both: list[PlainClient]) -> None:
     poller = zmq.Poller()
     for client in both:
         for peer in client.peers:
@@ -427,7 +372,7 @@ def test_an_id_that_is_sent_again_brings_the_reply_that_was_lost(
     """FR5: the first connection never reads its replies; the second one asks again."""
     relay = nodes.enter(relay_of(places, driver))
     history = History()
-    with clients(f"tcp://127.0.0.1:{relay.rpc.port}", count=1, peers=2) as (client,):
+    with plain_clients(f"tcp://127.0.0.1:{relay.rpc.port}", count=1, peers=2) as (client,):
         operations = {
             call_id: history.begin(client.tag(call_id), LIMIT_S) for call_id in range(1, calls + 1)
         }
@@ -517,7 +462,7 @@ def test_what_is_sent_again_to_a_restarted_relay_is_refused(
     calls, port = 500, free_ports(1)[0]
     refused: Counter[str] = Counter()
     stack = AsyncExitStack()
-    with clients(f"tcp://127.0.0.1:{port}", count=1, peers=1) as (client,):
+    with plain_clients(f"tcp://127.0.0.1:{port}", count=1, peers=1) as (client,):
         first = nodes.run(stack.enter_async_context(relay_of(places, driver, port)))
         for call_id in range(1, calls + 1, 2):
             client.send(call_id, 0, epoch=first.epoch)

@@ -328,7 +328,10 @@ async def test_a_batch_is_checked_before_it_begins() -> None:
             ]
         ):
             calls = [["count"], wrong]
-            assert refused(client.ask("batch", str(number + 1), calls=calls)) == name
+            answer = client.ask("batch", str(number + 1), calls=calls)
+            assert refused(answer) == name
+            assert answer["detail"]["index"] == 1
+            assert "call 2 of this batch" in answer["text"]
 
     await talk(instrument, conversation, ADA)
     assert instrument.runs == 0

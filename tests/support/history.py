@@ -236,6 +236,6 @@ def conclude(
     total = sum(map(len, violations.values()))
     print(f"{row}: {faults} / {operations} operations / {total} violations / {figures}")
     found = {
-        what: [*each][:5] + [f"... {len(each)} in all"] for what, each in violations.items() if each
+        what: [*[*each][:5], f"... {len(each)} in all"] for what, each in violations.items() if each
     }
     assert not found, found

@@ -154,7 +154,9 @@ class BatchJob(Job):
             cause = self.cause_of(exc)
             error = driver_failure(cause, method=entry.method, relay_id=self.relay_id)
             return Outcome(error=error)
-        return self.kept(entry, value, is_unshared(value))
+        # In a line of its own: arguments that are about to be passed are references, too.
+        unshared = is_unshared(value)
+        return self.kept(entry, value, unshared)
 
     def kept(self, entry: BoundCall, value: Any, unshared: bool) -> Outcome:
         """What one of them gave, to be kept while the others run.

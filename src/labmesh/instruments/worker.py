@@ -371,9 +371,11 @@ class DriverWorker:
         between; False: another thread listens, and nothing was waited for."""
         with self.lock:
             source = None if self._is_listening or self._stopping else self._source
-            if source is not None:
+            # As everywhere: nobody may wait for a source before it was found empty.
+            has_news = self._read(self._clock()) if source is not None else False
+            if source is not None and not has_news:
                 self._is_listening = source.listened = True
-        if source is not None:
+        if source is not None and not has_news:
             source.wait(timeout_s)
             with self.lock:
                 self._is_listening = source.listened = False

@@ -32,9 +32,7 @@ class Sequencer:
         self._epoch = epoch
         self._last: dict[str, int] = {}
 
-    def next(
-        self, topic: str, time: float, kind: str = "state", interval_s: float = 0.0
-    ) -> Event:
+    def next(self, topic: str, time: float, kind: str = "state", interval_s: float = 0.0) -> Event:
         """The header of the next event of this topic.
 
         :param time: POSIX seconds (UTC).

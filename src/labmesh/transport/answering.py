@@ -13,6 +13,7 @@ from labmesh.errors import InternalError, LabmeshError, ProtocolError
 from labmesh.protocol.callee import admit
 from labmesh.protocol.codec import Buffer, Codec, Limits
 from labmesh.protocol.messages import Failure, Message, Ping, Pong, Reply, Request
+from labmesh.protocol.packs import is_pack, unpack
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Frames
 
@@ -28,6 +29,8 @@ MAX_HEADER_BYTES = {
     "ingest": 320 * 2**10,
     "retrieve": 16 * 2**10,
 }
+
+_MAX_PACKERS = 4096
 
 Answer = Reply | tuple[Reply, Buffer] | None
 Handle = Callable[[Request, memoryview | None, "Origin"], "Answer | Coroutine[Any, Any, Answer]"]
@@ -72,6 +75,8 @@ class Answering:
         self._node_id, self._epoch = node_id, epoch
         self._handle = handle
         self._warnings = Seldom()
+        #: connections that have sent packs
+        self._packers: set[bytes] = set()
         #: replies that their asker did not take, or messages that could not be read
         self.dropped = 0
 
@@ -121,6 +126,27 @@ class Answering:
         peer = bytes(frames[0])
         delimited = len(frames) > 1 and len(frames[1]) == 0
         payload = frames[2:] if delimited else frames[1:]
+        if len(payload) == 1 and is_pack(payload[0]):
+            self._take_pack(peer, delimited, payload[0], user)
+        else:
+            self._take_message(peer, delimited, payload, user)
+
+    def _take_pack(self, peer: bytes, delimited: bool, frame: Buffer, user: str) -> None:
+        try:
+            messages = unpack(frame)
+        except ProtocolError as exc:
+            self._warn(exc)
+            self.refuse(Origin(peer, delimited, False, "", user), exc)
+            return
+        if not delimited:
+            # It can read packs as well.
+            if len(self._packers) >= _MAX_PACKERS:
+                self._packers.clear()
+            self._packers.add(peer)
+        for each in messages:
+            self._take_message(peer, delimited, [each], user)
+
+    def _take_message(self, peer: bytes, delimited: bool, payload: Frames, user: str) -> None:
         try:
             decoded = self._requests.decode(payload)
         except ProtocolError as exc:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,6 +33,7 @@ from labmesh.protocol.messages import (
     Result,
     SessionRequest,
 )
+from labmesh.protocol.packs import MAX_PACK, MAX_PACKED_BYTES, is_pack, pack, unpack
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.call_session import CallSession
 from labmesh.transport.channel import Frames
@@ -108,11 +110,13 @@ class Requests(Connection):
         if not self.up:
             return
         waiting = [pending for pending in list(self._outbox) if self._is_ready(pending)]
-        count = self._channel.send_all([pending.frames or () for pending in waiting])
+        messages = list(_together(waiting))
+        count = self._channel.send_all([frames for frames, _ in messages])
         now = time.monotonic()
-        for pending in waiting[:count]:
-            del self._outbox[pending]
-            self._was_sent(pending, now)
+        for _, sent in messages[:count]:
+            for pending in sent:
+                del self._outbox[pending]
+                self._was_sent(pending, now)
         self._arm()
 
     def _is_ready(self, pending: Pending) -> bool:
@@ -208,6 +212,18 @@ class Requests(Connection):
 
     def _take(self, frames: Frames) -> None:
         self.heard_at = now = time.monotonic()
+        if len(frames) > 1 or not is_pack(frames[0]):
+            self._take_message(frames, now)
+            return
+        try:
+            messages = unpack(frames[0])
+        except ProtocolError as exc:
+            self._end_unreadable(exc, now)
+            return
+        for each in messages:
+            self._take_message([each], now)
+
+    def _take_message(self, frames: Frames, now: float) -> None:
         plain = decode_plain(frames)
         if plain is not None:
             pending = self._caller.heard(plain, now)
@@ -317,3 +333,21 @@ class Requests(Connection):
             if isinstance(error, OutcomeUnknown):
                 self._tell(Cancel(id="-", call=pending.id))
         self._arm()
+
+
+def _together(waiting: list[Pending]) -> Iterator[tuple[Sequence[Buffer], list[Pending]]]:
+    """The messages in which these leave: short ones that follow each other in packs."""
+    for is_short, run in itertools.groupby(waiting, key=_is_short):
+        group = list(run)
+        if not is_short:
+            yield from ((pending.frames or (), [pending]) for pending in group)
+            continue
+        for start in range(0, len(group), MAX_PACK):
+            part = group[start : start + MAX_PACK]
+            headers = [pending.frames[0] for pending in part if pending.frames]
+            yield [headers[0] if len(part) == 1 else pack(headers)], part
+
+
+def _is_short(pending: Pending) -> bool:
+    frames = pending.frames or ()
+    return len(frames) == 1 and len(frames[0]) <= MAX_PACKED_BYTES

@@ -21,6 +21,7 @@ from labmesh.errors import TooLarge
 from labmesh.protocol.addresses import Address
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Message, Request
+from labmesh.protocol.packs import MAX_PACKED_BYTES, in_packs
 from labmesh.transport.answering import Answer, Answering, Origin
 from labmesh.transport.channel import (
     NOBLOCK,
@@ -175,12 +176,24 @@ class SharedService(Answering):
             self.flush()
 
     def flush(self) -> None:
-        """Send what waits to be sent."""
+        """Send what waits to be sent: to who can read packs, in packs."""
         outbox = self._outbox
-        if outbox:
-            self._outbox = []
-            for frames in outbox:
+        if not outbox:
+            return
+        self._outbox = []
+        if len(outbox) == 1:
+            self.dropped += not self._transmit_now(outbox[0])
+            return
+        short: dict[bytes, list[Buffer]] = {}
+        for frames in outbox:
+            peer = frames[0]
+            if len(frames) == 2 and peer in self._packers and len(frames[1]) <= MAX_PACKED_BYTES:
+                short.setdefault(bytes(peer), []).append(frames[1])
+            else:
                 self.dropped += not self._transmit_now(frames)
+        for peer, messages in short.items():
+            for each in in_packs(messages):
+                self.dropped += not self._transmit_now([peer, each])
 
     def _receive(self) -> tuple[Frames, str]:
         """One whole message, and who sent it, as the handshake proved it.

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ class Recorder:
         """Once at most."""
         note(self._journal, tag)
         return tag
+
+    def busy(self, seconds: float) -> None:
+        """What comes meanwhile waits in the queue."""
+        time.sleep(seconds)
 
     @expose(idempotent=True)
     def put(self, tag: str) -> str:
