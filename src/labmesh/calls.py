@@ -7,11 +7,11 @@ and answers them; the relay's loop while that thread is busy, or when time passe
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
+from labmesh.call_watch import CallWatch, StuckWatch
 from labmesh.errors import (
     BadArguments,
     Cancelled,
@@ -22,12 +22,13 @@ from labmesh.errors import (
     Stopping,
 )
 from labmesh.instruments.exposure import BoundCall, MethodTable
-from labmesh.instruments.jobs import Job, Outcome
+from labmesh.instruments.jobs import Outcome
 from labmesh.instruments.worker import DriverWorker
+from labmesh.lease_desk import LeaseDesk
 from labmesh.protocol.batches import BatchEntry, read_entries
 from labmesh.protocol.callee import Callee
 from labmesh.protocol.codec import Buffer
-from labmesh.protocol.leases import Ended, Leases
+from labmesh.protocol.leases import Leases
 from labmesh.protocol.messages import (
     Acquire,
     Batch,
@@ -38,7 +39,6 @@ from labmesh.protocol.messages import (
     Done,
     GetCall,
     Invocation,
-    Lease,
     More,
     Release,
     Renew,
@@ -48,10 +48,9 @@ from labmesh.protocol.messages import (
 from labmesh.protocol.open_call import Ended as CallEnd
 from labmesh.protocol.open_call import OpenCall, Owner
 from labmesh.served import (
-    LEASE_ENDED,
     SHUTTING_DOWN,
     TAKEN_BACK,
-    Served,
+    AnyServed,
     ServedBatch,
     ServedCall,
     ServedStream,
@@ -61,15 +60,6 @@ from labmesh.transport.answering import Answer, Origin
 from labmesh.transport.shared import SharedService
 
 __all__ = ["CallDesk"]
-
-log = logging.getLogger(__name__)
-
-#: How often the loop looks after calls while the driver's thread is busy, and how long after.
-_TICK_S = 0.01
-_LINGER_S = 0.1
-_SEVERAL = 3
-
-AnyServed = ServedCall | ServedBatch | ServedStream
 
 #: Publishes the news of a relay: kind of the event, value.
 News = Callable[[str, Any], None]
@@ -94,27 +84,33 @@ class CallDesk:
     ) -> None:
         self._relay_id = relay_id
         self._table = table
-        self._leases = leases
         self._news = news
+        self._watch = CallWatch(relay_id, self._look_after_calls)
         self.worker = DriverWorker(
-            relay_id, threads=threads, max_queue=max_queue, on_busy=self._watch
+            relay_id, threads=threads, max_queue=max_queue, on_busy=self._watch.wake
         )
         self.lock = self.worker.lock
         self._callee = Callee(began_at=time.monotonic())
         self._served: dict[OpenCall, AnyServed] = {}
         self._refusing = False
-        self._loop = asyncio.get_running_loop()
-        self._closed = False
-        self._watching = False
-        #: jobs since the last look
-        self._begun = 0
-        self._awake_until = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._stuck = StuckWatch(relay_id, self.worker, self.end, news)
+        self.leases = LeaseDesk(
+            relay_id,
+            table,
+            leases,
+            self.worker,
+            self._served.values(),
+            tell=self._tell,
+            on_grant=self._watch.wake,
+        )
+        #: May this client write? In any thread; see :meth:`Leases.check_write`.
+        self.check_write = leases.check_write
 
     def open(self, service: SharedService) -> None:
         """Begin to take calls."""
         self._service = service
-        self.worker.start(self._loop, service)
+        self._watch.open(self.worker)
+        self.worker.start(asyncio.get_running_loop(), service)
 
     async def end_calls(self, timeout_s: float) -> bool:
         """Take nothing more, and see what runs to its end; False: something does not end.
@@ -123,6 +119,7 @@ class CallDesk:
         """
         with self.lock:
             self._refusing = True
+            self.leases.refuse()
             for job in self._served.values():
                 if isinstance(job, ServedStream):
                     # Its end is its reader's, and may never come.
@@ -141,9 +138,7 @@ class CallDesk:
 
     def close(self) -> None:
         """Stop looking after calls."""
-        self._closed = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._watch.close()
 
     # ── requests, under the lock ────────────────────────────────────────────────────────────────
 
@@ -152,7 +147,7 @@ class CallDesk:
         if isinstance(request, Call):
             self._call(request, origin)
             return None
-        self._expire_lease(time.monotonic())
+        self.leases.expire(time.monotonic())
         match request:
             case Batch():
                 self._batch(request, origin)
@@ -167,7 +162,7 @@ class CallDesk:
             case GetCall():
                 return self._state_of(request, _owner(request, origin))
             case Acquire() | Renew() | Release() | BreakLease():
-                return self._lease(request, _owner(request, origin))
+                return self.leases.answer(request, _owner(request, origin))
             case _:
                 raise AssertionError(f"{type(request).__name__} is not for a relay")
 
@@ -336,150 +331,32 @@ class CallDesk:
         """Send what is not the last reply of a call; False: nobody is there to take it."""
         return opened.ended is None and self._service.send(opened.origin, frames)
 
-    # ── leases, under the lock ──────────────────────────────────────────────────────────────────
-
-    def check_write(self, owner: Owner, fence: int, now: float) -> None:
-        """May this client write? In any thread; see :meth:`Leases.check_write`."""
-        self._leases.check_write(owner, fence, now)
-
-    def lease_facts(self) -> dict[str, Any] | None:
-        """Who holds the lease, for the relay's status."""
-        return self._leases.facts(time.monotonic())
-
-    def _lease(self, request: Acquire | Renew | Release | BreakLease, owner: Owner) -> Lease | Done:
-        now = time.monotonic()
-        leases = self._leases
-        match request:
-            case Acquire():
-                if self._refusing:
-                    raise Stopping(f"{self._relay_id} is shutting down; no lease was granted")
-                held = leases.acquire(
-                    owner, ttl_s=request.ttl_s, holder=request.holder, note=request.note, now=now
-                )
-                self._tell("lease", held.news())
-                self._watch()
-                return leases.message(request.id, now)
-            case Renew():
-                leases.renew(owner, request.fence, now)
-                return leases.message(request.id, now)
-            case Release():
-                ended = leases.release(owner, request.fence, now, abandoned=request.abandoned)
-                if ended is not None:
-                    self._lease_ended(ended)
-            case BreakLease():
-                self._lease_ended(
-                    leases.break_lease(request.fence, now, by=request.by, reason=request.reason)
-                )
-        return Done(id=request.id)
-
-    def _expire_lease(self, now: float) -> None:
-        ended = self._leases.expire(now)
-        if ended is not None:
-            self._lease_ended(ended)
-
-    def _lease_ended(self, ended: Ended) -> None:
-        log.info("%s: a lease ended: %s", self._relay_id, ended.news())
-        self._tell("lease", ended.news())
-        self._interrupt_writes(ended)
-        if ended.safe_state and self._table.has_safe_state and not self._refusing:
-            self.worker.submit_urgent(_SafeState(self._table.bind("safe_state"), self._tell))
-
-    def _interrupt_writes(self, ended: Ended) -> None:
-        """A scan whose reader froze would hold the driver for ever, and go on when that wakes."""
-        lease = ended.held
-        for opened, job in self._served.items():
-            under_it = (job.fence, opened.owner) == (lease.fence, lease.owner)
-            if under_it and not job.read_only:
-                job.interrupt(LEASE_ENDED)
-
     def _tell(self, kind: str, value: Any) -> None:
-        """In any thread."""
+        """Publish news. In any thread."""
         self.worker.call_on_loop(lambda: self._news(kind, value))
 
     # ── time, on the loop ───────────────────────────────────────────────────────────────────────
 
-    def _watch(self) -> None:
-        """Somebody is busy: have the loop look after calls. In any thread, under the lock."""
-        self._begun += 1
-        if not self._watching and not self._closed:
-            self._watching = True
-            self.worker.call_on_loop(self._tick)
-
-    def _tick(self) -> None:
-        now = time.monotonic()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        try:
-            with self.lock:
-                wake_in_s = self._look_after_calls(now)
-        except Exception:
-            # A fault of our own in one call must not end the care for the others.
-            log.exception("%s: looking after calls failed", self._relay_id)
-            wake_in_s = _TICK_S
-        if wake_in_s is not None and not self._closed:
-            self._timer = self._loop.call_later(wake_in_s, self._tick)
-
     def _look_after_calls(self, now: float) -> float | None:
         """What time brings about; returns in how many seconds to look again."""
         self.worker.look_at_source()
-        self._expire_lease(now)
+        self.leases.expire(now)
         for opened in self._callee.overdue(now):
             self._take_back(opened, _overdue(opened.method))
         for opened, alive in self._callee.signs(now):
             if not self.say(opened, self._service.encode(opened.origin, alive)):
                 self._served[opened].reader_is_gone()
-        self._look_for_stuck(now)
+        self._stuck.look(now)
         self._service.flush()
-        if not self._may_rest(now):
-            return _TICK_S
-        self._watching = False
-        lease_ends_at = self._leases.next_deadline()
-        return None if lease_ends_at is None else max(0.0, lease_ends_at - now)
-
-    def _may_rest(self, now: float) -> bool:
-        begun, self._begun = self._begun, 0
-        if begun >= _SEVERAL:
-            # Calls come one after the other: waking up for each of them would cost more.
-            self._awake_until = now + _LINGER_S
-        return not self._served and self.worker.is_idle and now >= self._awake_until
-
-    def _look_for_stuck(self, now: float) -> None:
-        """A call that outlasts its time is told, once; its caller waits no longer for it."""
-        for running in self.worker.running_calls:
-            job = running.job
-            limit_s = job.call.timeout_s
-            if limit_s and now >= running.since + limit_s:
-                if isinstance(job, Served):
-                    self.end(job.opened, Outcome(error=_stuck(self._relay_id, job.method, limit_s)))
-            if not job.told_stuck and is_stuck(job, running.since, now):
-                job.told_stuck = True
-                news = {"method": job.method, "running_s": round(now - running.since, 3)}
-                log.warning("%s: its driver is stuck in %s", self._relay_id, job.method)
-                self._news("stuck", news)
+        return self._watch.pause_s(
+            now,
+            quiet=not self._served and self.worker.is_idle,
+            due_at=self.leases.next_deadline(),
+        )
 
     def stuck(self, now: float) -> bool:
         """Does the driver run something longer than it may, or than its caller waits?"""
-        return any(is_stuck(each.job, each.since, now) for each in self.worker.running_calls)
-
-
-class _SafeState(Job):
-    """What a driver does when a holder of its lease has vanished."""
-
-    __slots__ = ("_tell",)
-
-    def __init__(self, call: BoundCall, tell: Callable[[str, Any], None]) -> None:
-        super().__init__(call)
-        self._tell = tell
-
-    def prepare(self, value: Any) -> None:
-        return None
-
-    def done(self, outcome: Outcome) -> None:
-        error = outcome.error
-        if error is not None:
-            log.error("safe_state() failed: %s", error)
-        self._tell("safe_state", {"error": None if error is None else str(error)})
+        return self._stuck.found(now)
 
 
 def _credit(call: Call) -> int:
@@ -491,13 +368,6 @@ def _credit(call: Call) -> int:
             method=call.method,
         )
     return call.credit
-
-
-def is_stuck(job: Job, since: float, now: float) -> bool:
-    """Has it run longer than it may, or than its caller waits?"""
-    if job.call.timeout_s:
-        return now >= since + job.call.timeout_s
-    return isinstance(job, Served) and now >= job.opened.deadline
 
 
 def _owner(request: SessionRequest | Invocation, origin: Origin) -> Owner:
@@ -517,11 +387,3 @@ def _cancelled(method: str) -> LabmeshError:
 
 def _overdue(method: str) -> LabmeshError:
     return Expired(f"{method} waited in the queue until its deadline; it did not run")
-
-
-def _stuck(relay_id: str, method: str, limit_s: float) -> LabmeshError:
-    return OutcomeUnknown(
-        f"{method} has run for {limit_s:g} s, as long as it may, and {relay_id} cannot stop it: "
-        "look at the instrument; until it ends other calls wait",
-        state="running",
-    )

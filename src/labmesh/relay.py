@@ -248,7 +248,7 @@ class RelayAgent(Member):
             "busy_s": None if running is None else now - running.since,
             "stuck": self._desk.stuck(now),
             "queued": worker.queued,
-            "lease": self._desk.lease_facts(),
+            "lease": self._desk.leases.facts(),
             "state_age_s": None if polled_at is None else now - polled_at,
             "state_error": self._states.error,
             "state_interval_s": self._state_interval_s if self._table.has_poll else None,

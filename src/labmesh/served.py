@@ -16,7 +16,7 @@ from labmesh.protocol.codec import Buffer, Codec
 from labmesh.protocol.messages import BatchResult, Item, Message, Result
 from labmesh.protocol.open_call import OpenCall, Owner
 
-__all__ = ["Served", "ServedBatch", "ServedCall", "ServedStream", "kept_value"]
+__all__ = ["AnyServed", "Served", "ServedBatch", "ServedCall", "ServedStream", "kept_value"]
 
 #: How often a stream that waits for its reader lets a poll through.
 _POLL_S = 0.05
@@ -212,6 +212,9 @@ class ServedStream(Served, StreamJob):
     def reader_is_gone(self) -> None:
         """A generator without a reader is closed, and the driver is free for others."""
         self.interrupt(CALLER_IS_GONE)
+
+
+AnyServed = ServedCall | ServedBatch | ServedStream
 
 
 def kept_value(opened: OpenCall) -> Any:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,11 +37,6 @@ STATE_S = 0.1
 P99_S = 0.05
 STUCK_S = 0.5
 PUNCTUAL_S = 0.1
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path, heartbeat_s=HEARTBEAT_S)
 
 
 def node(places: Places, relay_id: str, **options: Any) -> dict[str, Any]:

@@ -8,11 +8,11 @@ prints the seed and a line of figures; with ``-m soak`` it lasts longer.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import secrets
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.support.history import History, Journal, Operation, conclude, note, twice
@@ -32,23 +32,18 @@ class Gated:
     """Writes down what it runs, once the gate is open."""
 
     def __init__(self, journal: Journal) -> None:
-        self._journal = journal.open()
+        self.journal = journal.open()
         self.opened = threading.Event()
 
     def move(self, tag: str) -> str:
-        note(self._journal, tag)
+        note(self.journal, tag)
         return tag
 
     def gate(self, tag: str) -> str:
         """Nothing runs before it is opened."""
-        note(self._journal, tag)
+        note(self.journal, tag)
         assert self.opened.wait(LIMIT_S)
         return tag
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(tmp_path / "journal")
 
 
 @pytest.fixture
@@ -56,6 +51,7 @@ def driver(journal: Journal) -> Iterator[Gated]:
     gated = Gated(journal)
     yield gated
     gated.opened.set()
+    os.close(gated.journal)
 
 
 class _Round:

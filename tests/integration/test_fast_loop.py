@@ -11,9 +11,7 @@ import pytest
 import labmesh
 from labmesh.loops import VARIABLE
 
-uvloop = pytest.importorskip("uvloop")
-# The first loop of a process opens a pipe that all others share and none closes.
-uvloop.new_event_loop().close()
+pytest.importorskip("uvloop")
 
 
 def test_a_mesh_calls_watches_and_stores_on_the_fast_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,14 @@ way; a call needs only yes or no, so the signature is read once into numbers and
 
 from __future__ import annotations
 
+import ast
 import enum
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, Signature
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from labmesh.instruments.members import sendable
 
@@ -179,8 +180,32 @@ def _readable(parameter: Parameter) -> Parameter:
 
 
 def _annotation(annotation: Any) -> Any:
-    """Annotations that are text (``from __future__ import annotations``) lose their quotes."""
-    return _Verbatim(annotation) if isinstance(annotation, str) else annotation
+    """As a reader wants it: text (``from __future__ import annotations``) loses its quotes, and
+    ``Annotated[float, "V"]`` is a float, whose unit is told elsewhere."""
+    if isinstance(annotation, str):
+        return _Verbatim(_without_notes(annotation))
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _without_notes(text: str) -> str:
+    if "Annotated" not in text:
+        return text
+    try:
+        return ast.unparse(_Bare().visit(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return text
+
+
+class _Bare(ast.NodeTransformer):
+    """Puts the type of each ``Annotated[type, ...]`` in its place."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        self.generic_visit(node)
+        name = node.value.attr if isinstance(node.value, ast.Attribute) else None
+        name = node.value.id if isinstance(node.value, ast.Name) else name
+        if name == "Annotated" and isinstance(node.slice, ast.Tuple) and node.slice.elts:
+            return node.slice.elts[0]
+        return node
 
 
 def _default_text(value: object) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from labmesh.instruments.marks import expose
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +49,8 @@ class PowerSupply:
         self._current_limit = self._max_current
         self._is_on = False
 
-    def set_voltage(self, value: float) -> float:
+    @expose(idempotent=True)
+    def set_voltage(self, value: Annotated[float, "V"]) -> Annotated[float, "V"]:
         """Set the output voltage in V; the value that was set. The output stays on or off.
 
         A ValueError, and nothing changed, outside 0 to ``max_voltage``.
@@ -55,7 +58,8 @@ class PowerSupply:
         self._set_voltage = _number("value", value, 0, self._max_voltage, "V")
         return self._set_voltage
 
-    def set_current_limit(self, value: float) -> float:
+    @expose(idempotent=True)
+    def set_current_limit(self, value: Annotated[float, "A"]) -> Annotated[float, "A"]:
         """Set the current limit in A; the value that was set.
 
         A ValueError, and nothing changed, outside 0 to ``max_current``.
@@ -63,6 +67,7 @@ class PowerSupply:
         self._current_limit = _number("value", value, 0, self._max_current, "A")
         return self._current_limit
 
+    @expose(idempotent=True)
     def set_output(self, on: bool) -> bool:
         """Switch the output on (true) or off (false)."""
         if on not in (True, False):
@@ -71,6 +76,7 @@ class PowerSupply:
         self._is_on = bool(on)
         return self._is_on
 
+    @expose(read_only=True, idempotent=True)
     def measure(self) -> dict[str, Any]:
         """Simulated readings at the load: voltage (V), current (A), power (W), and the mode.
 
@@ -89,6 +95,29 @@ class PowerSupply:
             "mode": ("CC" if is_limited else "CV") if self._is_on else "off",
         }
 
+    @property
+    def voltage(self) -> Annotated[float, "V"]:
+        """The voltage at the load; to write it sets the output."""
+        return float(self.measure()["voltage"])
+
+    @voltage.setter
+    @expose(idempotent=True)
+    def voltage(self, value: float) -> None:
+        self.set_voltage(value)
+
+    def sweep(
+        self, start: Annotated[float, "V"], stop: Annotated[float, "V"], points: int = 11
+    ) -> Iterator[dict[str, Any]]:
+        """Set one voltage after the other, at equal steps, and yield the readings at each."""
+        for index in range(points):
+            self.set_voltage(start + (stop - start) * index / max(points - 1, 1))
+            yield self.measure()
+
+    def safe_state(self) -> None:
+        """Switch the output off; called when a holder of the lease has vanished."""
+        self._is_on = False
+
+    @expose(read_only=True, idempotent=True)
     def poll(self) -> dict[str, Any]:
         """The simulated state: settings and readings (V, A, W)."""
         return {
@@ -133,6 +162,7 @@ class Thermometer:
         self._offset = _number("value", value, -10, 10, "°C")
         return self._offset
 
+    @expose(read_only=True, idempotent=True)
     def read(self, unit: Literal["C", "F", "K"] = "C") -> float:
         """One simulated reading in °C, °F or K."""
         elapsed_s = self._clock() - self._made_at

@@ -19,6 +19,7 @@ class Bell:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._pair: tuple[stdlib_socket.socket, stdlib_socket.socket] | None = None
+        self._event = -1
         if hasattr(os, "eventfd"):
             self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         else:

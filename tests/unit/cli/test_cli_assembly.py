@@ -113,12 +113,14 @@ def test_a_relay_has_what_its_table_and_its_entry_say(config: Config) -> None:
 
 def test_a_relay_knows_what_is_read_only_and_whether_it_needs_a_lease(config: Config) -> None:
     first, second = config.relays
-    entry = replace(first, read_only=["measure", "p*"], require_lease=True)
+    entry = replace(first, read_only=["set_*", "p*"], require_lease=True)
     node = assembly.make_relay(config, entry, PowerSupply())
-    assert [each.name for each in node._table.describe() if each.read_only] == ["measure", "poll"]
+    names = [each.name for each in node._table.describe() if each.read_only]
+    assert names == ["measure", "poll", "set_current_limit", "set_output", "set_voltage"]
     assert node._require_lease
     other = assembly.make_relay(config, second, PowerSupply())
-    assert not any(each.read_only for each in other._table.describe())
+    marked = [each.name for each in other._table.describe() if each.read_only]
+    assert marked == ["measure", "poll"], "as its class says"
     assert not other._require_lease
 
 

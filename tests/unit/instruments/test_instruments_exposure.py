@@ -7,6 +7,7 @@ import functools
 import inspect
 import logging
 import math
+import typing
 from collections.abc import Callable
 from typing import Annotated, Any, NewType
 
@@ -505,7 +506,7 @@ def test_annotations_are_shown_as_they_were_written() -> None:
     # The annotations of this file are text; they are shown without quotes around them.
     assert method.__annotations__["return"] == "Any"
     text = Parameters(inspect.signature(method)).text
-    assert text == "(value: Annotated[float, 'V'], points: int = 3) -> Any"
+    assert text == "(value: float, points: int = 3) -> Any"
 
 
 def test_a_signature_that_cannot_be_shown_is_left_open() -> None:
@@ -568,3 +569,28 @@ def test_keywords_are_text() -> None:
     with pytest.raises(BadArguments, match="its keys are names, not int") as caught:
         call_arguments({"a": 1, 5: 2})
     assert caught.value.detail == {"parameter": "5"}
+
+
+def test_a_signature_shows_types_and_leaves_units_to_the_description() -> None:
+    class Lamp:
+        def dim(self, level: Annotated[float, "%"] = 1.0) -> Annotated[list[int], "lx"]:
+            return [int(level)]
+
+        def fade(self, steps: list[typing.Annotated[float, "%"]]) -> Annotated[float, "s"] | None:
+            return steps[0]
+
+    shown = {each.name: each.signature for each in MethodTable.of(Lamp()).describe()}
+    assert shown == {
+        "dim": "(level: float = 1.0) -> list[int]",
+        "fade": "(steps: list[float]) -> float | None",
+    }
+
+
+def test_annotations_that_are_no_python_are_shown_as_they_are() -> None:
+    class Odd:
+        def run(self, value): ...  # type: ignore[no-untyped-def]
+
+    Odd.run.__annotations__["value"] = "Annotated["
+    Odd.run.__annotations__["return"] = Annotated[int, "s"]
+    [method] = MethodTable.of(Odd()).describe()
+    assert method.signature == "(value: Annotated[) -> int"
