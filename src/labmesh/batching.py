@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from types import TracebackType
 from typing import Any, Self
 
 from labmesh.errors import Cancelled, LabmeshError
@@ -131,23 +130,21 @@ class CallBatch:
 
     # ── for whoever sends it ────────────────────────────────────────────────────────────────────
 
-    def _calls(self) -> list[Any]:
-        """What is to be sent; nothing can be added any more.
+    def _end_block(self, raised: type[BaseException] | None) -> list[Any]:
+        """What is to be sent: nothing, if the block raised. Nothing can be added any more.
 
         :raises TooLarge: too many calls.
         """
         self._is_over = True
+        if raised is not None:
+            for each in self._written:
+                each.drop()
+            return []
         try:
             return write_entries([each.entry for each in self._written])
         except LabmeshError as exc:
             self._fail(exc)
             raise
-
-    def _drop(self) -> None:
-        """It will not be sent."""
-        self._is_over = True
-        for each in self._written:
-            each.drop()
 
     def _fail(self, error: LabmeshError) -> None:
         """None of it has an outcome of its own."""
@@ -198,16 +195,8 @@ class AsyncBatch(CallBatch):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self._drop()
-            return
-        calls = self._calls()
+    async def __aexit__(self, raised: type[BaseException] | None, *_details: object) -> None:
+        calls = self._end_block(raised)
         if not calls:
             return
         try:

@@ -55,6 +55,7 @@ from labmesh.served import (
     ServedCall,
     ServedStream,
     kept_value,
+    overdue,
 )
 from labmesh.transport.answering import Answer, Origin
 from labmesh.transport.shared import SharedService
@@ -103,7 +104,8 @@ class CallDesk:
             tell=self._tell,
             on_grant=self._watch.wake,
         )
-        #: May this client write? In any thread; see :meth:`Leases.check_write`.
+        #: May this client write? In any thread; see :meth:`Leases.check_write`. It is the machine's
+        #: own method, because it is asked twice for each call that writes.
         self.check_write = leases.check_write
 
     def open(self, service: SharedService) -> None:
@@ -173,11 +175,7 @@ class CallDesk:
             return
         try:
             bound = self._table.bind(call.method, call.args, call.kwargs, call.access)
-            job: AnyServed
-            if bound.yields:
-                job = ServedStream(bound, _credit(call))
-            else:
-                job = ServedCall(bound)
+            job = ServedStream(bound, _credit(call)) if bound.yields else ServedCall(bound)
             self._submit(job, owner, call, call.method, origin, bound.read_only, now)
         except LabmeshError:
             if call.session:
@@ -342,7 +340,7 @@ class CallDesk:
         self.worker.look_at_source()
         self.leases.expire(now)
         for opened in self._callee.overdue(now):
-            self._take_back(opened, _overdue(opened.method))
+            self._take_back(opened, overdue(opened.method))
         for opened, alive in self._callee.signs(now):
             if not self.say(opened, self._service.encode(opened.origin, alive)):
                 self._served[opened].reader_is_gone()
@@ -383,7 +381,3 @@ def _abandoned(relay_id: str, method: str) -> LabmeshError:
 
 def _cancelled(method: str) -> LabmeshError:
     return Cancelled(f"{method} was taken back by its caller before it began; it did not run")
-
-
-def _overdue(method: str) -> LabmeshError:
-    return Expired(f"{method} waited in the queue until its deadline; it did not run")

@@ -6,9 +6,7 @@ import asyncio
 import functools
 import itertools
 import logging
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -26,11 +24,12 @@ from labmesh.protocol.messages import (
 )
 from labmesh.protocol.records import checked
 from labmesh.protocol.topics import split
+from labmesh.reading import Gaps, Reading
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.subscriber import Received, Subscriber
 
-__all__ = ["STALE_INTERVALS", "EventFeed", "Gaps", "Reading"]
+__all__ = ["EventFeed"]
 
 log = logging.getLogger(__name__)
 
@@ -40,82 +39,6 @@ _REQUEST_S = 2.0
 _BEGIN_S = 10.0
 _RETRY_S = 0.25
 _REMEMBERED_DATASETS = 10_000
-#: A state is stale when so many intervals have passed without a newer one.
-STALE_INTERVALS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One state of a relay, with what is needed to trust it.
-
-    ``time`` is the relay's POSIX time (seconds) when it was taken; ``missed`` counts the states
-    that were lost before it, or skipped because whoever reads them was too slow. The state itself
-    is ``value``; ``reading["voltage"]`` looks into it.
-    """
-
-    relay_id: str
-    value: Any
-    time: float
-    epoch: str
-    sequence: int
-    missed: int = 0
-    #: seconds between two states of this relay; 0: not known
-    interval_s: float = 0.0
-    #: this machine's monotonic time when it came; None: it was kept by the broker before
-    heard_at: float | None = None
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since it was taken, by the clocks of both machines."""
-        return max(0.0, time.time() - self.time)
-
-    @property
-    def stale(self) -> bool:
-        """A state is due each interval, and none came for three: this one may no longer be true.
-
-        Judged by this machine's clock alone, where the state came while it listened.
-        """
-        age_s = self.age_s if self.heard_at is None else time.monotonic() - self.heard_at
-        return age_s > STALE_INTERVALS * self.interval_s > 0
-
-    def __repr__(self) -> str:
-        stale = ", STALE" if self.stale else ""
-        missed = f", {self.missed} missed before" if self.missed else ""
-        return (
-            f"<Reading of {self.relay_id}, {self.age_s:.3g} s old{stale}{missed}: {self.value!r}>"
-        )
-
-    def __getitem__(self, name: str) -> Any:
-        return self.value[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.value)
-
-    def keys(self) -> Iterable[str]:
-        """The names in the state (so that ``dict(reading)`` works)."""
-        keys: Iterable[str] = self.value.keys()
-        return keys
-
-
-class Gaps:
-    """Counts, for one reader, the states that were published between those that it got."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, Reading] = {}
-
-    def told(self, reading: Reading) -> Reading:
-        """The next reading that is handed over, with what this reader missed before it.
-
-        What was lost at a restart of the relay, nobody can count.
-        """
-        last = self._last.get(reading.relay_id)
-        self._last[reading.relay_id] = reading
-        if last is None or last.epoch != reading.epoch:
-            return replace(reading, missed=0)
-        return replace(reading, missed=max(0, reading.sequence - last.sequence - 1))
 
 
 class EventFeed:
@@ -279,7 +202,7 @@ class EventFeed:
     def last_reading(self, relay_id: str) -> Reading | None:
         """The last state of a relay, if it is known. In any thread."""
         received = self._states.get(relay_id)
-        return None if received is None else _reading(relay_id, received)
+        return None if received is None else Reading.of(relay_id, received)
 
     def _want_states(self) -> None:
         if not self._wants_states:
@@ -384,7 +307,7 @@ class EventFeed:
 
     def _put_reading(self, subscription: Subscription, received: Received) -> None:
         _, relay_id = split(received.topic)
-        subscription.put(_reading(relay_id, received), key=relay_id)
+        subscription.put(Reading.of(relay_id, received), key=relay_id)
 
     def _take_dataset(self, bank_id: str, received: Received) -> None:
         record = msgspec.convert(decode_value(received.payload), DatasetRecord)
@@ -419,15 +342,3 @@ class EventFeed:
         for each in [each for each in listeners if each.ended]:
             del listeners[each]
         return list(listeners)
-
-
-def _reading(relay_id: str, received: Received) -> Reading:
-    return Reading(
-        relay_id=relay_id,
-        value=decode_value(received.payload),
-        time=received.event.time,
-        epoch=received.event.epoch,
-        sequence=received.event.sequence,
-        interval_s=received.event.interval_s,
-        heard_at=received.heard_at,
-    )

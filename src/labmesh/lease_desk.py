@@ -54,11 +54,6 @@ class LeaseDesk:
         self._tell = tell
         self._on_grant = on_grant
         self._refusing = False
-        #: May this client write? In any thread; see :meth:`Leases.check_write`. The machine's own
-        #: method, because it is asked twice for each call that writes.
-        self.check_write = leases.check_write
-        #: When the lease that is held runs out; see :meth:`Leases.next_deadline`.
-        self.next_deadline = leases.next_deadline
 
     def refuse(self) -> None:
         """Grant nothing more, and leave the driver alone: its relay is shutting down."""
@@ -67,6 +62,10 @@ class LeaseDesk:
     def facts(self) -> dict[str, Any] | None:
         """Who holds the lease, for the relay's status; None: nobody."""
         return self._leases.facts(time.monotonic())
+
+    def next_deadline(self) -> float | None:
+        """When (monotonic seconds) the lease runs out; None: nobody holds one."""
+        return self._leases.next_deadline()
 
     def answer(self, request: LeaseRequest, owner: Owner) -> Lease | Done:
         """Answer a request about the lease.

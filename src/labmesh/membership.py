@@ -20,7 +20,16 @@ from labmesh.errors import (
 )
 from labmesh.node import Node, seconds
 from labmesh.protocol.addresses import Address, advertised, check_host, is_loopback, parse_connect
-from labmesh.protocol.messages import Done, Goodbye, Heartbeat, Hello, NodeRecord, Welcome
+from labmesh.protocol.messages import (
+    Done,
+    Epoch,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    NodeId,
+    NodeRecord,
+    Welcome,
+)
 from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
 from labmesh.transport.publisher import Publisher
@@ -168,9 +177,9 @@ class Member(Node):
 
     def _record(self) -> NodeRecord:
         return NodeRecord(
-            node_id=self.node_id,  # type: ignore[arg-type]
+            node_id=NodeId(self.node_id),
             kind=self.kind,
-            epoch=self.epoch,  # type: ignore[arg-type]
+            epoch=Epoch(self.epoch),
             endpoints=self._endpoints(),
             title=self._title()[:256],
             host=socket.gethostname()[:256],

@@ -152,6 +152,8 @@ class RelayAgent(Member):
     # ── life ────────────────────────────────────────────────────────────────────────────────────
 
     async def _open(self) -> None:
+        if hasattr(self, "_service"):
+            del self._service  # of the start before
         self._known_banks: list[NodeRecord] = []
         self._desk = CallDesk(
             self.node_id,

@@ -16,7 +16,15 @@ from labmesh.protocol.codec import Buffer, Codec
 from labmesh.protocol.messages import BatchResult, Item, Message, Result
 from labmesh.protocol.open_call import OpenCall, Owner
 
-__all__ = ["AnyServed", "Served", "ServedBatch", "ServedCall", "ServedStream", "kept_value"]
+__all__ = [
+    "AnyServed",
+    "Served",
+    "ServedBatch",
+    "ServedCall",
+    "ServedStream",
+    "kept_value",
+    "overdue",
+]
 
 #: How often a stream that waits for its reader lets a poll through.
 _POLL_S = 0.05
@@ -48,6 +56,13 @@ class _Encoders(threading.local):
 
 
 _encoders = _Encoders()
+
+
+def overdue(method: str) -> Expired:
+    """What the caller of a call is told that waited for too long."""
+    return Expired(
+        f"{method} waited in the queue until its deadline passed; it was not run and will not be"
+    )
 
 
 class Served:
@@ -84,10 +99,7 @@ class Served:
         """Why it may not begin now; None: it may. In any thread."""
         opened = self.opened
         if now >= opened.deadline:
-            return Expired(
-                f"{opened.method} waited in the queue until its deadline passed; it was not run "
-                "and will not be"
-            )
+            return overdue(opened.method)
         if not self.read_only:
             try:
                 self.desk.check_write(opened.owner, self.fence, now)
@@ -142,7 +154,8 @@ class ServedBatch(Served, BatchJob):
         self.unshared = unshared
         try:
             frames = self._encoded(Result(id=self.opened.id, value=value), json=False)
-            return Outcome(_encoders.own.decode(frames).message.value)  # type: ignore[attr-defined]
+            copied: Any = _encoders.own.decode(frames).message
+            return Outcome(copied.value)
         except BaseException as exc:
             # As in the worker: encoding may run code of the driver's objects.
             return Outcome(error=self._unsendable(exc, entry, value))
@@ -219,5 +232,5 @@ AnyServed = ServedCall | ServedBatch | ServedStream
 
 def kept_value(opened: OpenCall) -> Any:
     """What a call returned, read from the reply that was kept."""
-    message = _encoders.own.decode(opened.reply or []).message
-    return message.outcomes if isinstance(message, BatchResult) else message.value  # type: ignore[attr-defined]
+    message: Any = _encoders.own.decode(opened.reply or []).message
+    return message.outcomes if isinstance(message, BatchResult) else message.value

@@ -59,22 +59,44 @@ def p99(times_s: list[float]) -> float:
 # ── it blocks ───────────────────────────────────────────────────────────────────────────────────
 
 
-class _Latencies:
-    """How long questions took while a driver was blocked."""
+class _Asked:
+    """How a relay answered while its driver was blocked."""
 
-    def __init__(self) -> None:
+    def __init__(self, until: float) -> None:
+        self._until = until
         self.times_s: dict[str, list[float]] = {}
+        self.heartbeat_ages_s: list[float] = []
 
-    async def until_done(
-        self, done: Callable[[], bool], what: str, ask: Callable[[], Coroutine[Any, Any, Any]]
-    ) -> None:
-        """Ask again and again, a hundred times a second."""
+    async def everything(self, client: DirectorClientAgent, relay: RelayClient) -> None:
+        """Each kind of question, until the time is over."""
+        endpoint = client.health(relay.relay_id).endpoint
+        with open_sockets(name="pinger") as sockets:
+            link = Link(sockets, endpoint, where="the relay", target=relay.relay_id)
+            try:
+                await link.wait_up(LIMIT_S)
+                await asyncio.gather(
+                    self._again("ping", lambda: link.request(Ping(id="-"), Pong, timeout=LIMIT_S)),
+                    self._again("refused busy", lambda: expect(Busy, relay.call("square", 1))),
+                    self._again("other refusal", lambda: expect(UnknownMethod, relay.call("no"))),
+                    self._again("status", lambda: self._status(relay)),
+                )
+            finally:
+                link.close()
+
+    async def _again(self, what: str, ask: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         times_s = self.times_s.setdefault(what, [])
-        while not done():
+        while time.monotonic() < self._until:
             began = time.monotonic()
             await ask()
             times_s.append(time.monotonic() - began)
             await asyncio.sleep(0.01)  # a witness, not a load
+
+    async def _status(self, relay: RelayClient) -> None:
+        self.heartbeat_ages_s.append((await relay.status()).facts["heartbeat_age_s"])
+
+    def slower_than(self, limit_s: float) -> list[str]:
+        """The kinds of questions whose p99 is more."""
+        return [what for what, each in self.times_s.items() if p99(each) > limit_s]
 
     def __str__(self) -> str:
         return ", ".join(
@@ -88,90 +110,78 @@ async def expect(error: type[Exception], work: Coroutine[Any, Any, Any]) -> None
         await work
 
 
+@asynccontextmanager
+async def _two_relays(
+    places: Places, client: DirectorClientAgent
+) -> AsyncIterator[tuple[RelayClient, RelayClient]]:
+    """One whose queue is short, and one whose driver can be polled while it is called."""
+    nodes = [
+        {"kind": "relay", **node(places, "full", max_queue=2)},
+        {"kind": "relay", **node(places, "polled", threads=2)},
+    ]
+    with Process([program("nodes.py"), json.dumps(nodes)], cwd=places.folder) as process:
+        for relay_id in ("full", "polled"):
+            await asyncio.to_thread(process.wait_for, f"^ready {relay_id}", LIMIT_S)
+        yield (
+            await client.get_relay_agent("full", wait=LIMIT_S),
+            await client.get_relay_agent("polled", wait=LIMIT_S),
+        )
+
+
+@asynccontextmanager
+async def _blocked(full: RelayClient, polled: RelayClient, block_s: float) -> AsyncIterator[float]:
+    """Both drivers run a call that lasts, and one has a full queue; until when, at least."""
+    until = time.monotonic() + block_s
+    blocking = [asyncio.create_task(each.call("block", block_s)) for each in (full, polled)]
+    for each in (full, polled):
+        await _until_fact(each, lambda facts: facts["busy_with"] == "block")
+    waiting = [asyncio.create_task(full.call("square", number)) for number in range(2)]
+    await _until_fact(full, lambda facts: facts["queued"] == 2)
+    yield until
+    assert not any(each.done() for each in (*blocking, *waiting))
+    assert [await each for each in blocking] == [block_s, block_s]
+    assert [await each for each in waiting] == [0, 1]
+
+
 @pytest.mark.parametrize(
     "block_s", [3.0, pytest.param(30.0, marks=[pytest.mark.soak, pytest.mark.timeout(120)])]
 )
 async def test_a_driver_that_blocks_silences_nothing_else(block_s: float, places: Places) -> None:
     """FR7: pings, refusals, heartbeats and the states of whoever can tell them go on."""
-    nodes = [
-        {"kind": "relay", **node(places, "full", max_queue=2)},
-        # A driver that is safe to call concurrently can be polled meanwhile.
-        {"kind": "relay", **node(places, "polled", threads=2)},
-    ]
-    presence, latencies, heartbeat_ages_s = Heard(), _Latencies(), list[float]()
-    times: list[float] = []
+    presence = Heard()
+    times: dict[str, list[float]] = {"full": [], "polled": []}
     async with places.broker(), places.client() as client:
         client.on_presence(presence)
-        with Process([program("nodes.py"), json.dumps(nodes)], cwd=places.folder) as process:
-            for relay_id in ("full", "polled"):
-                await asyncio.to_thread(process.wait_for, f"^ready {relay_id}", LIMIT_S)
-            full = await client.get_relay_agent("full", wait=LIMIT_S)
-            polled = await client.get_relay_agent("polled", wait=LIMIT_S)
-            client.on_state(lambda who, _: times.append(time.monotonic()) if who == "polled" else 0)
+        client.on_state(lambda relay_id, _: times[relay_id].append(time.monotonic()))
+        async with _two_relays(places, client) as (full, polled):
             await client.follow_states()
-            blocked = [asyncio.create_task(each.call("block", block_s)) for each in (full, polled)]
-            for each in (full, polled):
-                await _until_fact(each, lambda facts: facts["busy_with"] == "block")
-            waiting = [asyncio.create_task(full.call("square", number)) for number in range(2)]
-            await _until_fact(full, lambda facts: facts["queued"] == 2)
-            began = len(times)
-
-            async def status() -> None:
-                facts = (await full.status()).facts
-                heartbeat_ages_s.append(facts["heartbeat_age_s"])
-
-            # The driver's own clock: what is asked in its last moments may be answered after it.
-            ends_at = time.monotonic() + 0.9 * block_s
-
-            def done() -> bool:
-                return time.monotonic() > ends_at
-
-            with open_sockets(name="pinger") as sockets, Lag() as lag:
-                link = _link_to(client, sockets)
-                try:
-                    await link.wait_up(LIMIT_S)
-                    await asyncio.gather(
-                        latencies.until_done(
-                            done, "ping", lambda: link.request(Ping(id="-"), Pong, timeout=LIMIT_S)
-                        ),
-                        latencies.until_done(
-                            done, "refused busy", lambda: expect(Busy, full.call("square", 1))
-                        ),
-                        latencies.until_done(
-                            done, "other refusal", lambda: expect(UnknownMethod, full.call("no"))
-                        ),
-                        latencies.until_done(done, "status", status),
-                    )
-                    assert not any(each.done() for each in blocked)
-                finally:
-                    link.close()
-            states = times[began:]
-            assert [await each for each in blocked] == [block_s, block_s]
-            assert [await each for each in waiting] == [0, 1]
+            async with _blocked(full, polled, block_s) as until:
+                before = len(times["polled"])
+                # What is asked in its last moments may be answered after it.
+                asked = _Asked(until - 0.1 * block_s)
+                began = time.monotonic()
+                with Lag() as lag:
+                    await asked.everything(client, full)
+                states = times["polled"][before:]
+                expected_states = (time.monotonic() - began) / STATE_S
     jitter_s = [abs(after - before - STATE_S) for before, after in itertools.pairwise(states)]
-    operations = sum(map(len, latencies.times_s.values()))
-    missed = [each for each in presence.items if each["change"] == "suspect"]
-    late = [each for each in heartbeat_ages_s if each > 2 * HEARTBEAT_S + lag.worst_s]
     conclude(
         "FR7",
         f"2 drivers blocked for {block_s:g} s",
-        operations,
+        sum(map(len, asked.times_s.values())),
         {
-            "heartbeats missed": [*missed, *late],
-            "slow answers": [
-                what for what, each in latencies.times_s.items() if p99(each) > P99_S + lag.worst_s
+            "heartbeats missed": [
+                *(each for each in presence.items if each["change"] == "suspect"),
+                *(each for each in asked.heartbeat_ages_s if each > 2 * HEARTBEAT_S + lag.worst_s),
             ],
+            "slow answers": asked.slower_than(P99_S + lag.worst_s),
             "states missed": [each for each in jitter_s if each > STATE_S + lag.worst_s],
         },
-        f"{latencies}; state interval {1000 * STATE_S:.0f} ms: jitter p99 "
+        f"{asked}; state interval {1000 * STATE_S:.0f} ms: jitter p99 "
         f"{1000 * p99(jitter_s):.1f} ms of {len(states)}; heartbeat age at most "
-        f"{max(heartbeat_ages_s):.2f} s of {HEARTBEAT_S:g} s",
+        f"{max(asked.heartbeat_ages_s):.2f} s of {HEARTBEAT_S:g} s",
     )
-    assert len(states) >= 0.8 * 0.9 * block_s / STATE_S
-
-
-def _link_to(client: DirectorClientAgent, sockets: Any) -> Link:
-    return Link(sockets, client.health("full").endpoint, where="relay full", target="full")
+    assert len(states) >= 0.8 * expected_states
 
 
 async def _until_fact(relay: RelayClient, true: Callable[[dict[str, Any]], bool]) -> None:

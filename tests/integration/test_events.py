@@ -14,7 +14,7 @@ import pytest
 from tests.support.hearing import Heard
 from tests.support.places import Places
 
-from labmesh.feed import Reading
+from labmesh.reading import Reading
 from labmesh.testing import LocalMesh, ScriptedInstrument
 
 LIMIT_S = 10.0

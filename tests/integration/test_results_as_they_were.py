@@ -28,6 +28,9 @@ class Digitizer:
         self._history: list[int] = []
         self._shots = 0
 
+    def ready(self) -> bool:
+        return True
+
     def acquire(self) -> Any:
         """8 MB of the buffer that the next shot overwrites."""
         self._shots += 1
@@ -55,7 +58,10 @@ class Digitizer:
 async def digitizing() -> AsyncIterator[RelayClient]:
     async with LocalMesh({"Scope-0": Digitizer()}, banks=0) as mesh:
         client = await mesh.client()
-        yield await client.get_relay_agent("Scope-0")
+        relay = await client.get_relay_agent("Scope-0")
+        # Calls that wait for the first connection may overtake each other, later ones do not.
+        assert await relay.call("ready", timeout=LIMIT_S)
+        yield relay
 
 
 def assert_whole(shot: Any, number: int) -> None:

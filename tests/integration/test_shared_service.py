@@ -266,6 +266,7 @@ class Doorkeeper:
     def __init__(self, *names: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._names = iter(names)
+        self._is_over = False
         self._requests = self._context.socket(zmq.REP)
         self._requests.bind("inproc://zeromq.zap.01")
         self._thread = threading.Thread(target=self._answer)
@@ -283,17 +284,17 @@ class Doorkeeper:
         socket.close(linger_ms)
 
     def end(self) -> None:
-        self._context.destroy(0)
+        self._is_over = True
         self._thread.join(LIMIT_S)
+        self._requests.close(0)
+        self._context.term()
 
     def _answer(self) -> None:
-        try:
-            while True:
+        while not self._is_over:
+            if self._requests.poll(10):
                 _, request_id, *_ = self._requests.recv_multipart()
                 name = next(self._names).encode()
                 self._requests.send_multipart([b"1.0", request_id, b"200", b"OK", name, b""])
-        except zmq.ZMQError:
-            self._requests.close(0)
 
 
 @contextmanager
@@ -325,11 +326,10 @@ def names_of(shared: Shared, routing_id: bytes, *request_ids: str) -> list[str]:
         if routing_id:
             peer.routing_id = routing_id
         peer.connect(endpoint_of(shared.service.address))
-        before = len(shared.asked)
+        count = len(shared.asked) + len(request_ids)
         for request_id in request_ids:
             peer.send_multipart(Codec(()).encode(Call(id=request_id, method="move")))
-            eventually(lambda: shared.read_all() or len(shared.asked) > before, request_id)
-            before = len(shared.asked)
+        eventually(lambda: shared.read_all() or len(shared.asked) == count, "all requests")
     origins = [origin for _, origin in shared.asked[-len(request_ids) :]]
     eventually(lambda: not replied(shared.service, origins[0]), "it is gone")
     return [each.user for each in origins]

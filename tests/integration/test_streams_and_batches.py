@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -207,6 +208,23 @@ async def test_a_stream_is_read_from_any_loop() -> None:
             return asyncio.run(read())
 
         assert await asyncio.to_thread(elsewhere) == (list(range(20)), "20 points")
+
+
+async def test_a_relay_that_stops_ends_its_streams_at_once() -> None:
+    async with scanning() as (relay, driver, mesh):
+        stream = relay.stream("scan", 10**6, None)
+        assert await anext(stream) == 0
+        began = time.monotonic()
+        await mesh.restart_relay("Inst-0")
+        assert driver.closed.is_set()
+        assert time.monotonic() - began < 3.0, "it does not wait for a reader who never comes"
+        with pytest.raises(LabmeshError, match="its relay is shutting down"):
+            await rest_of(stream)
+
+
+async def rest_of(stream: AsyncIterator[Any]) -> list[Any]:
+    async with asyncio.timeout(LIMIT_S):
+        return [item async for item in stream]
 
 
 # ── batches ─────────────────────────────────────────────────────────────────────────────────────

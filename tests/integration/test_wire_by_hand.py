@@ -249,6 +249,126 @@ async def test_another_incarnation_runs_nothing() -> None:
     assert instrument.runs == 1
 
 
+# ── several messages in one frame ───────────────────────────────────────────────────────────────
+
+
+def a_call(number: int, method: str = "count", **fields: Any) -> dict[str, Any]:
+    return {"type": "call", "id": str(number), "method": method, **fields}
+
+
+def in_brief(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Id → the value of a result, the name of an error, or the type of another answer."""
+    brief = {
+        each["id"]: each.get("value")
+        if each["type"] == "result"
+        else each.get("name", each["type"])
+        for each in answers
+    }
+    assert len(brief) == len(answers)
+    return brief
+
+
+@pytest.mark.parametrize("delimited", [False, True], ids=["as DEALER", "as REQ"])
+async def test_each_message_of_a_pack_is_answered_by_itself(delimited: bool) -> None:
+    instrument = Instrument()
+
+    def conversation(client: ByHand) -> None:
+        for number in (1, 2):
+            client.send_pack(
+                {"type": "ping", "id": "9"},
+                a_call(10 * number),
+                a_call(10 * number + 1, "fail"),
+                a_call(10 * number + 2, "nothing"),
+                {"type": "get_call", "id": "8", "call": "99"},
+                delimited=delimited,
+            )
+            assert in_brief(client.receive_answers(5)) == {
+                "9": "pong",
+                f"{10 * number}": 2 * number - 1,
+                f"{10 * number + 1}": "driver",
+                f"{10 * number + 2}": "unknown_method",
+                "8": "call_state",
+            }
+        assert client.hears_nothing()
+
+    await talk(instrument, conversation, ADA)
+    assert instrument.runs == 4
+
+
+async def test_a_bad_message_in_a_pack_harms_none_of_its_neighbours() -> None:
+    instrument = Instrument()
+
+    def conversation(client: ByHand) -> None:
+        client.send_pack(
+            a_call(1),
+            {"type": "nonsense", "id": "2"},
+            {"type": "ping", "id": "3", "version": 99},
+            a_call(4),
+            {"id": "5"},
+            a_call(6, args=[[[[1]]], 2]),
+            a_call(7, deadline=float("nan")),
+            {},
+            a_call(8),
+        )
+        assert in_brief(client.receive_answers(9)) == {
+            "1": 1,
+            "2": "bad_request",
+            "3": "unsupported",
+            "4": 2,
+            "5": "bad_request",
+            "6": "bad_arguments",
+            "7": "bad_request",
+            "": "bad_request",
+            "8": 3,
+        }
+
+    await talk(instrument, conversation, ADA)
+    assert instrument.runs == 3
+
+
+@pytest.mark.parametrize("member", ["text", None, 123, [a_call(2)], b'{"type":"ping","id":"2"}'])
+async def test_what_has_more_than_messages_in_it_is_no_pack(member: Any) -> None:
+    instrument = Instrument()
+
+    def conversation(client: ByHand) -> None:
+        client.send_pack(a_call(1), member, a_call(3))
+        assert in_brief(client.receive_answers(1)) == {"": "bad_request"}
+        assert client.ask("call", "1", method="count")["value"] == 1
+        assert client.hears_nothing()
+
+    await talk(instrument, conversation, ADA)
+    assert instrument.runs == 1
+
+
+async def test_who_sends_no_packs_gets_none_and_who_does_gets_all_in_order() -> None:
+    """Behind a call that waits, so that there is much to answer in one moment."""
+    instrument = Instrument()
+
+    def conversation(packs: ByHand, plain: ByHand) -> None:
+        # From now on the relay knows that these are quick, and answers several of them at a time.
+        for number, method in enumerate(["count", "large"], 1):
+            plain.ask("call", str(number), method=method)
+        plain.send("call", "3", method="hold")
+        assert instrument.begun.wait(LIMIT_S)
+        methods = ["count", "count", "large", "count", "count"]
+        packs.send_pack(*(a_call(number, each) for number, each in enumerate(methods, 1)))
+        packs.send("call", "6", method="count")
+        packs.send_pack(a_call(7), a_call(8), a_call(9))
+        assert packs.ask("get_call", "99", call="9")["state"] == "queued"
+        for number in range(4, 9):
+            plain.send("call", str(number), method="count")
+        assert plain.ask("get_call", "99", call="8")["state"] == "queued"
+        instrument.may_end.set()
+        assert [each["id"] for each in packs.receive_answers(9)] == list("123456789")
+        assert "list" in packs.frames
+        assert packs.frames.count("JSON") == 1
+        assert [each["id"] for each in plain.receive_answers(6)] == list("345678")
+        assert plain.frames == ["JSON"] * 6
+
+    await talk(instrument, conversation, ADA, BOB)
+    assert instrument.runs == 17
+
+
 # ── methods that yield ──────────────────────────────────────────────────────────────────────────
 
 
@@ -283,9 +403,10 @@ async def test_a_stream_that_nobody_reads_is_closed(ending: str) -> None:
         assert first["index"] == 0
         if ending == "cancel":
             client.send("cancel", "2", call="1")
-            names = {each["id"]: refused(each) for each in (client.receive(), client.receive())}
-            assert names["2"] == "conflict"
-            assert set(names) == {"1", "2"}
+            answers = {each["id"]: each for each in (client.receive(), client.receive())}
+            assert refused(answers["2"]) == "conflict"
+            assert refused(answers["1"]) == "driver"
+            assert answers["1"]["text"] == "Interrupted: its caller took it back"
             assert instrument.closed.wait(LIMIT_S)
 
     await talk(instrument, conversation, ADA)

@@ -17,6 +17,7 @@ import zmq
 from msgspec.msgpack import Ext
 from tests.support.bad_calls import calls_and_leases
 from tests.support.bad_case import BAD, Case, nested, pack, request
+from tests.support.bad_packs import bad_packs
 
 from labmesh.protocol.msgpack_values import ARRAY
 
@@ -98,6 +99,7 @@ def any_socket(canary: str) -> Iterator[Case]:
     yield from _bombs()
     yield from _foreign(canary)
     yield from _envelope()
+    yield from bad_packs()
 
 
 def _text_faults() -> Iterator[Case]:

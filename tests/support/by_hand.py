@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import zmq
 
 __all__ = ["ANSWER_MS", "ByHand", "connected"]
@@ -20,6 +21,8 @@ class ByHand:
     def __init__(self, peer: zmq.Socket[bytes], session: str = "") -> None:
         self._peer = peer
         self._session = {"session": session} if session else {}
+        #: "list" (a pack), "dict" (a message) or "JSON": what came in packs and by itself
+        self.frames: list[str] = []
 
     def send(self, kind: str, request_id: str, **fields: Any) -> None:
         """Send a request."""
@@ -38,6 +41,33 @@ class ByHand:
         """Send a request; the next message that comes back."""
         self.send(kind, request_id, **fields)
         return self.receive()
+
+    def send_pack(self, *members: Any, delimited: bool = False) -> None:
+        """Send several messages in one frame, in MessagePack; a dict gets the session."""
+        content = [{**self._session, **each} if type(each) is dict else each for each in members]
+        lead = [b""] if delimited else []
+        self._peer.send_multipart([*lead, msgspec.msgpack.encode(content)])
+
+    def receive_frame(self) -> list[dict[str, Any]]:
+        """The messages of the next frame that has other than signs of life."""
+        while True:
+            assert self._peer.poll(ANSWER_MS), "no answer"
+            *_, frame = self._peer.recv_multipart()
+            is_json = frame[:1] == b"{"
+            found = json.loads(frame) if is_json else msgspec.msgpack.decode(frame)
+            messages = found if isinstance(found, list) else [found]
+            if left := [each for each in messages if each["type"] != "alive"]:
+                self.frames.append("JSON" if is_json else type(found).__name__)
+                return left
+
+    def receive_answers(self, count: int) -> list[dict[str, Any]]:
+        """So many messages, in packs or by themselves; :attr:`frames` tells in what they came."""
+        self.frames.clear()
+        answers: list[dict[str, Any]] = []
+        while len(answers) < count:
+            answers += self.receive_frame()
+        assert len(answers) == count
+        return answers
 
     def hears_nothing(self) -> bool:
         """No message is there now; those that were sent before the last answer would be."""

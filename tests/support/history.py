@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 from labmesh.errors import DriverError, LabmeshError, OutcomeUnknown
 
-__all__ = ["Execution", "History", "Journal", "Lag", "Operation", "conclude", "note"]
+__all__ = ["Execution", "History", "Journal", "Lag", "Operation", "conclude", "note", "twice"]
 
 #: How late after its deadline a call may end.
 OVERRUN_S = 0.1

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 from msgspec import inspect as types
 
-from labmesh import calls, errors, states
-from labmesh.protocol import json_values, leases, messages, msgpack_values, topics
+from labmesh import call_watch, calls, errors, lease_desk, states
+from labmesh.protocol import json_values, leases, messages, msgpack_values, packs, topics
 from labmesh.protocol.batches import (
     BatchEntry,
     read_entries,
@@ -255,7 +255,7 @@ def test_every_kind_of_a_node_event_is_described():
     """Those are texts in the code: all that a relay publishes, where it does."""
     published = {
         kind
-        for module in (calls, states)
+        for module in (call_watch, calls, lease_desk, states)
         for kind in re.findall(
             r"""(?:_tell|_news|_publish)\((?:"event", )?"(\w+)", """, inspect.getsource(module)
         )
@@ -334,6 +334,45 @@ def test_the_limits_are_those_of_the_code():
         assert getattr(limits, name) in numbers, name
     others = {msgpack_values.FRAME_BYTES, MAX_EVENT_BYTES, MAX_BATCH, *MAX_FRAME_BYTES.values()}
     assert others <= numbers
+
+
+def packs_text() -> str:
+    return sections("###")["Several messages in one frame"]
+
+
+def test_the_example_of_a_pack_is_one():
+    lines = re.findall(r"^ {4}((?:[0-9a-f]+ )+) +(.+)$", packs_text(), flags=re.MULTILINE)
+    (lead, _), *members = lines
+    headers = [bytes.fromhex(content) for content, _ in members]
+    frame = bytes.fromhex(lead) + b"".join(headers)
+    assert packs.is_pack(frame)
+    assert packs.pack(headers) == frame
+    assert packs.unpack(frame) == headers
+    codec = Codec(messages.RELAY_REQUESTS)
+    written = [message.encode() for _, message in members]
+    assert len(written) == 2
+    for header, text in zip(headers, written, strict=True):
+        assert codec.decode([header]).message == codec.decode([text]).message
+
+
+def test_the_limits_of_packs_are_those_of_the_code():
+    limits = {packs.MAX_PACK, packs.MAX_PACK_BYTES}
+    numbers = re.findall(r"\d+(?: \d{3})*", packs_text())
+    assert {*limits, packs.MAX_MEMBER_BYTES} <= {int(each.replace(" ", "")) for each in numbers}
+    held = {row[0]: row[1] for row in rows(sections("##")["Limits"])}
+    assert {int(re.sub(r"\D", "", held[each])) for each in ("messages of a pack", "pack")} == limits
+
+
+def test_every_socket_lets_the_largest_pack_in():
+    sockets = (MAX_FRAME_BYTES[role] for role in ("directory", "relay", "ingest", "retrieve"))
+    assert packs.MAX_PACK * packs.MAX_MEMBER_BYTES + 3 <= packs.MAX_PACK_BYTES <= min(sockets)
+
+
+def test_the_first_bytes_of_a_pack_are_those_of_the_code():
+    first, last, long = (int(each, 16) for each in re.findall(r"`(0x\w+)`", packs_text()))
+    described = {*range(first, last + 1), long}
+    # An empty one begins as a pack, and is none.
+    assert {each for each in range(256) if packs.is_pack(bytes([each]))} == {0x90, *described}
 
 
 def test_the_messages_whose_values_travel_in_buffers_are_named():

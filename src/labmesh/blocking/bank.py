@@ -9,11 +9,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from labmesh.bank_client import BankClient
 from labmesh.blocking.cards import byte_size, html_table, plain
 from labmesh.blocking.session import Session
 from labmesh.content import packed, unpacked
 from labmesh.protocol.messages import DatasetRecord, Status
-from labmesh.remote import BankClient
 from labmesh.transfer import Progress
 
 __all__ = ["Bank", "Record"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, Self
 
 from labmesh.batching import CallBatch
@@ -51,20 +50,10 @@ class Batch(CallBatch):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self._drop()
+    def __exit__(self, raised: type[BaseException] | None, *_details: object) -> None:
+        calls = self._end_block(raised)
+        if not calls:
             return
-        calls = self._calls()
-        if calls:
-            self._send(calls)
-
-    def _send(self, calls: list[Any]) -> None:
         try:
             result = self._session.batch(
                 self._relay_id, calls, keep_going=self._keep_going, timeout=self._timeout

@@ -17,9 +17,9 @@ from labmesh.blocking.status import InstrumentStatus
 from labmesh.blocking.streams import Stream
 from labmesh.call_status import CallStatus
 from labmesh.errors import LabmeshError, OutcomeUnknown
-from labmesh.feed import Reading
 from labmesh.instruments.exposure import call_arguments
 from labmesh.protocol.messages import Access, Description, NodeRecord, Status
+from labmesh.reading import Reading
 from labmesh.remote import RelayClient
 from labmesh.transport.inflow import ItemStream
 

@@ -65,7 +65,7 @@ def remote_method(driver: Driver, name: str, invoke: Invoke) -> Callable[..., An
     method.__name__ = name
     method.__qualname__ = f"{driver.name}.{name}"
     method.__doc__ = method_doc(driver.methods[name]) or None
-    method.__signature__ = driver.signatures[name]  # type: ignore[attr-defined]
+    method.__signature__ = driver.signatures[name]  # type: ignore[attr-defined]  # inspect's
     return method
 
 

@@ -16,10 +16,10 @@ from labmesh.blocking.methods import Driver, changes
 from labmesh.blocking.readings import Mailbox, Readings
 from labmesh.client import DirectorClientAgent
 from labmesh.errors import LabmeshError, NotFound
-from labmesh.feed import Reading
 from labmesh.listening import Subscription
 from labmesh.protocol.messages import Access, BatchResult, NodeRecord
 from labmesh.protocol.topics import matches, subscription
+from labmesh.reading import Reading
 from labmesh.remote import RelayClient
 
 __all__ = ["DriverChangedWarning", "Session"]

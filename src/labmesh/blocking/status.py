@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Self
 
 from labmesh.blocking.cards import ago, duration, plain
 from labmesh.errors import LabmeshError
-from labmesh.feed import STALE_INTERVALS
 from labmesh.protocol.messages import Status
+from labmesh.reading import STALE_INTERVALS
 from labmesh.remote import LinkHealth
 
 __all__ = ["InstrumentStatus", "LeaseStatus"]

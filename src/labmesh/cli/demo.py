@@ -26,7 +26,7 @@ from labmesh.client import BankClient, DirectorClientAgent
 from labmesh.config import BankTable, BrokerTable, Config, RelayTable
 from labmesh.content import packed
 from labmesh.errors import ChecksumMismatch
-from labmesh.feed import Reading
+from labmesh.reading import Reading
 from labmesh.transport.keys import Security
 
 __all__ = ["demo"]
@@ -143,7 +143,7 @@ class _Tour:
         if isinstance(waveform, list):  # without numpy
             content, kind = array.array("d", waveform).tobytes(), "bytes"
         else:
-            content, kind = bytes(packed(waveform)[0]), "npy"  # type: ignore[arg-type]
+            content, kind = bytes(packed(waveform)[0]), "npy"  # type: ignore[arg-type]  # no list: an array
         bank = await client.get_databank_agent()
         await self._store(bank, content, f"a waveform of {_POINTS} samples", kind, folder)
         await self._store(bank, os.urandom(_BULK_BYTES), "random bytes", "bytes", folder)

@@ -19,8 +19,8 @@ from labmesh.cli.output import age, one_line, shown_state, size
 from labmesh.cli.running import connected, run
 from labmesh.client import DirectorClientAgent
 from labmesh.errors import ConfigError, LinkLost
-from labmesh.feed import Reading
 from labmesh.protocol.messages import NodeRecord
+from labmesh.reading import Reading
 
 __all__ = ["listed", "ls", "watch"]
 

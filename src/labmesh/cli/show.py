@@ -19,9 +19,9 @@ from labmesh.cli.output import Output, age, one_line, shown_state, size
 from labmesh.cli.running import connected, run
 from labmesh.client import DirectorClientAgent
 from labmesh.errors import LabmeshError, NotFound
-from labmesh.feed import Reading
 from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.messages import Description, NodeRecord, Status
+from labmesh.reading import Reading
 from labmesh.remote import RelayClient
 
 __all__ = ["show"]

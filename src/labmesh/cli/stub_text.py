@@ -6,6 +6,7 @@ import ast
 import builtins
 import keyword
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,10 +30,15 @@ _STREAM_MODULE = "labmesh.blocking.streams"
 
 def stub_class(driver: str) -> str:
     """The name of the class for a driver: its own, where that is free."""
-    is_free = driver.isidentifier() and not keyword.iskeyword(driver)
-    if not is_free or driver in _MODULES or hasattr(builtins, driver):
+    if not _is_name(driver) or driver in _MODULES or hasattr(builtins, driver):
         return re.sub(r"\W", "_", driver, flags=re.ASCII).lstrip("_0123456789").title() + "Driver"
     return driver
+
+
+def _is_name(text: str) -> bool:
+    """Whether Python reads it as this name: of two ways to write one letter it takes the plain."""
+    plain = unicodedata.normalize("NFKC", text) == text
+    return plain and text.isidentifier() and not keyword.iskeyword(text)
 
 
 def stub_text(
@@ -69,8 +75,7 @@ class _Stub:
         self._types = TypeWriter({*names, *dir(self.base)})
 
     def _can_have(self, name: str) -> bool:
-        is_name = name.isidentifier() and not keyword.iskeyword(name)
-        return is_name and not hasattr(self.base, name) and name not in _MODULES
+        return _is_name(name) and not hasattr(self.base, name) and name not in _MODULES
 
     def text(self, module: str) -> str:
         body = list(self._body())

@@ -139,7 +139,7 @@ def number(value: object) -> float | None:
     if issubclass(type(value), bool) or not hasattr(type(value), "__float__"):
         return None
     try:
-        found = float(value)  # type: ignore[arg-type]
+        found = float(value)  # type: ignore[arg-type]  # its type has __float__
     except Exception:
         return None  # too large for a float, or not a number after all
     return found if math.isfinite(found) else None
@@ -153,8 +153,9 @@ def as_range(lowest: object, highest: object, unit: str = "") -> ValueLimits:
 def choices_of(values: Iterable[object]) -> list[str]:
     """The values as Python writes them; none where they are too many or cannot be written."""
     found: list[str] = []
+    each: Any
     for each in values:
-        plain = each.value if issubclass(type(each), enum.Enum) else each  # type: ignore[attr-defined]
+        plain = each.value if issubclass(type(each), enum.Enum) else each
         text = repr(plain) if type(plain) in _SCALARS else ""
         if not text or len(text) > _CHOICE_CHARS or len(found) == _MOST_CHOICES:
             return []

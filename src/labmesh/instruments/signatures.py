@@ -216,7 +216,7 @@ def _default_text(value: object) -> str:
     if inspect.isclass(value) or inspect.isroutine(value):
         return value.__name__
     if kind in (tuple, list, set, frozenset):
-        plain = all(type(each) in _SCALARS for each in value)  # type: ignore[attr-defined]
+        plain = all(type(each) in _SCALARS for each in value)  # type: ignore[attr-defined]  # by its type
     elif kind is dict:
         plain = value == {}
     else:

@@ -262,7 +262,7 @@ def _number(name: str, value: object, low: float, high: float, unit: str) -> flo
     """``value`` as a float, in range."""
     if isinstance(value, bool | str) or not hasattr(type(value), "__float__"):
         raise TypeError(f"{name} is a number ({unit}), not {value!r}")
-    number = float(value)  # type: ignore[arg-type]
+    number = float(value)  # type: ignore[arg-type]  # its type has __float__
     if not low <= number <= high:
         raise ValueError(f"{name} is {number:g} {unit}, outside {low:g} to {high:g} {unit}")
     return number

@@ -22,7 +22,7 @@ from msgspec import Struct
 from labmesh.errors import ProtocolError, TooLarge
 from labmesh.protocol.arrays import ArrayData, Buffer
 from labmesh.protocol.json_values import JsonLeaves, Restoring
-from labmesh.protocol.messages import Event, Message, PresenceChange, Stamp
+from labmesh.protocol.messages import Event, Message, Stamp
 from labmesh.protocol.msgpack_values import PackedLeaves, Unpacking
 from labmesh.protocol.open_fields import is_plain, rewritten
 from labmesh.protocol.refusals import FAULTS, Expected, Untyped, checked_header, is_json, refused
@@ -36,11 +36,9 @@ __all__ = [
     "Decoded",
     "Limits",
     "decode_event",
-    "decode_presence",
     "decode_stamp",
     "decode_value",
     "encode_event",
-    "encode_presence",
     "encode_stamp",
     "encode_value",
 ]
@@ -73,6 +71,9 @@ class Codec:
 
     def __init__(self, types: Sequence[type[Message]], *, limits: Limits = _DEFAULTS) -> None:
         self._limits = limits
+        smallest = min(limits.max_header_bytes, limits.max_text_bytes, limits.max_keys)
+        #: whether small plain messages are within all limits, so that nobody has to look
+        self._trusts_plain = smallest >= _SMALL
         self._expected = Expected(types)
         self._packed = PackedLeaves(limits.max_frames - 1)
         self._framing = Lowering(self._packed, limits)
@@ -101,7 +102,7 @@ class Codec:
         if message.has_body != (body is not None):
             wants = "needs a body" if message.has_body else "takes no body"
             raise ProtocolError(f"{type(message).__name__} {wants}")
-        if not json and is_plain(message):
+        if self._trusts_plain and not json and is_plain(message):
             header = self._packed_as_it_is(message)
             buffers: list[Buffer] = []
         else:
@@ -179,6 +180,8 @@ class Codec:
 
         Most messages are like this, and all other steps of :meth:`decode` cost them more than this.
         """
+        if not self._trusts_plain:
+            return None
         try:
             message: Message = self._msgpack.decode(header)
         except FAULTS:
@@ -190,7 +193,7 @@ class Codec:
     def _read_msgpack(self, header: Buffer) -> Message:
         vet(header, self._limits)
         message: Message = self._msgpack.decode(header)
-        if len(header) < _SMALL and is_plain(message):
+        if len(header) < _SMALL and self._trusts_plain and is_plain(message):
             return message
         self._checking.begin()
         return rewritten(message, self._checking)
@@ -223,16 +226,6 @@ def encode_stamp(stamp: Stamp) -> bytes:
 def decode_stamp(frame: Buffer) -> Stamp:
     """The frame that the broker appended; raises :class:`ProtocolError`."""
     return _decoded(Stamp, frame)
-
-
-def encode_presence(change: PresenceChange) -> bytes:
-    """The payload of a presence event."""
-    return _pack(change)
-
-
-def decode_presence(payload: Buffer) -> PresenceChange:
-    """The payload of a presence event; raises :class:`ProtocolError`."""
-    return _decoded(PresenceChange, payload)
 
 
 def encode_value(value: Any, *, json: bool = False, limits: Limits = _DEFAULTS) -> bytes:
@@ -286,7 +279,7 @@ _read_json = msgspec.json.Decoder().decode
 _Reader = Callable[[Buffer], Any]
 _READERS: dict[type[Struct], tuple[_Reader, _Reader]] = {
     kind: (msgspec.msgpack.Decoder(kind).decode, msgspec.json.Decoder(kind).decode)
-    for kind in (Event, Stamp, PresenceChange)
+    for kind in (Event, Stamp)
 }
 
 

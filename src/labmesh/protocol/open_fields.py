@@ -69,15 +69,22 @@ def is_plain(struct: msgspec.Struct) -> bool:
             if value is not None and (type(value) is not float or value - value != 0.0):
                 return False
         elif kind is list:
+            if type(value) is not list or len(value) > _MANY:
+                return False
             for each in value:
                 if type(each) not in _SCALARS and not _is_short_text(each):
                     return False
         elif kind is dict:
+            if type(value) is not dict or len(value) > _MANY:
+                return False
             for key, each in value.items():
                 if not _is_short_text(key):
                     return False
                 if type(each) not in _SCALARS and not _is_short_text(each):
                     return False
+        elif kind is int:
+            if type(value) is not int:
+                return False
         elif type(value) not in _SCALARS and not _is_short_text(value):
             return False
     return True
@@ -85,6 +92,8 @@ def is_plain(struct: msgspec.Struct) -> bool:
 
 _SCALARS = frozenset({type(None), bool, int, float})
 _SHORT = 1024
+#: More elements are left to the walk, which counts them, and looks at long lists as a whole.
+_MANY = 256
 
 
 def _is_short_text(value: Any) -> bool:
@@ -93,7 +102,7 @@ def _is_short_text(value: Any) -> bool:
 
 @cache
 def _open_kinds(kind: type[msgspec.Struct]) -> tuple[tuple[str, type], ...]:
-    """The fields that :func:`is_plain` looks at; ``object``: one that it does not understand."""
+    """The fields that :func:`is_plain` looks at, and what it expects; ``object``: any value."""
     declared = inspect.type_info(kind)
     assert isinstance(declared, inspect.StructType)
     return tuple(
@@ -111,6 +120,8 @@ def _kind(declared: inspect.Type) -> type:
             return dict
         case inspect.FloatType() | inspect.UnionType():
             return float
+        case inspect.IntType():
+            return int
     return object
 
 

@@ -93,20 +93,22 @@ class PastCalls:
 
     def add(self, opened: OpenCall, reply: list[Buffer] | None) -> None:
         """A call ended. Its reply is kept if it is not too large."""
-        memory, session = self._memory, self._session(opened.owner)
-        session.ended.append(opened)
+        memory = self._memory
+        session = self._sessions.get(opened.owner) or self._session(opened.owner)
+        ended = session.ended
+        ended.append(opened)
         session.last_at = opened.ended_at
         self._ended[opened] = None
         if reply is not None:
-            size = sum(map(len, reply))
+            size = len(reply[0]) if len(reply) == 1 else sum(map(len, reply))
             if size <= memory.size_of_reply:
                 opened.reply = reply
                 session.size += size
                 self._size += size
         if self.next_at == math.inf:
             self.next_at = opened.ended_at + memory.seconds
-        while len(session.ended) > memory.calls_of_one or session.size > memory.size_of_one:
-            self._forget(session.ended[0])
+        while len(ended) > memory.calls_of_one or session.size > memory.size_of_one:
+            self._forget(ended[0])
         while len(self._ended) > memory.calls or self._size > memory.size:
             self._forget(next(iter(self._ended)))
 

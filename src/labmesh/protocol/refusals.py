@@ -14,7 +14,7 @@ from labmesh.protocol.arrays import Buffer
 from labmesh.protocol.ids import ID_RULE
 from labmesh.protocol.messages import ID_PATTERN, PROTOCOL_VERSION, Message, Request
 
-__all__ = ["FAULTS", "Expected", "Untyped", "checked_header", "is_json", "refused"]
+__all__ = ["FAULTS", "MAPS", "Expected", "Untyped", "checked_header", "is_json", "refused"]
 
 #: What decoding can raise. RecursionError: nesting; MemoryError: a length that lies.
 FAULTS: Final = (
@@ -28,7 +28,7 @@ FAULTS: Final = (
 
 _BRACE: Final = ord("{")
 #: First bytes of a MessagePack map.
-_MAPS: Final = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
+MAPS: Final = frozenset({*range(0x80, 0x90), 0xDE, 0xDF})
 _LONE_SURROGATE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
@@ -73,7 +73,7 @@ def checked_header(frame: Buffer, max_bytes: int) -> bytes | memoryview:
             "frames of their own",
             json=is_json(header),
         )
-    if not is_json(header) and header[0] not in _MAPS:
+    if not is_json(header) and header[0] not in MAPS:
         raise ProtocolError(
             f"object expected: the header begins with byte 0x{header[0]:02x}, but it must be a "
             "MessagePack map, or a JSON object with '{' as its very first byte"

@@ -33,7 +33,7 @@ from labmesh.protocol.messages import (
     Result,
     SessionRequest,
 )
-from labmesh.protocol.packs import MAX_PACK, MAX_PACKED_BYTES, is_pack, pack, unpack
+from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, unpack
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.call_session import CallSession
 from labmesh.transport.channel import Frames
@@ -344,10 +344,9 @@ def _together(waiting: list[Pending]) -> Iterator[tuple[Sequence[Buffer], list[P
             continue
         for start in range(0, len(group), MAX_PACK):
             part = group[start : start + MAX_PACK]
-            headers = [pending.frames[0] for pending in part if pending.frames]
-            yield [headers[0] if len(part) == 1 else pack(headers)], part
+            yield [pack([pending.frames[0] for pending in part if pending.frames])], part
 
 
 def _is_short(pending: Pending) -> bool:
     frames = pending.frames or ()
-    return len(frames) == 1 and len(frames[0]) <= MAX_PACKED_BYTES
+    return len(frames) == 1 and fits(frames[0])

@@ -21,12 +21,11 @@ from labmesh.errors import TooLarge
 from labmesh.protocol.addresses import Address
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Message, Request
-from labmesh.protocol.packs import MAX_PACKED_BYTES, in_packs
+from labmesh.protocol.packs import fits, pack
 from labmesh.transport.answering import Answer, Answering, Origin
 from labmesh.transport.channel import (
     NOBLOCK,
     POLLIN,
-    RCVMORE,
     Frames,
     events_of,
     receive_rest,
@@ -45,7 +44,6 @@ _READ = 256
 _SELDOM = 7
 #: Replies that are sent together; more would leave their receivers without work meanwhile.
 _TOGETHER = 16
-_MAX_USERS = 4096
 
 
 class SharedService(Answering):
@@ -86,7 +84,6 @@ class SharedService(Answering):
         self._skipping = False
         #: nothing was there when it was last looked, and nothing was sent since
         self._found_empty = False
-        self._users: dict[bytes, str] = {}
         self._outbox: list[list[Buffer]] = []
         self.listened = False
         #: whether several messages were there when it was last looked for more than one
@@ -176,7 +173,10 @@ class SharedService(Answering):
             self.flush()
 
     def flush(self) -> None:
-        """Send what waits to be sent: to who can read packs, in packs."""
+        """Send what waits to be sent: to who can read packs, in packs. Each gets its own in order.
+
+        What waits is never more than one pack.
+        """
         outbox = self._outbox
         if not outbox:
             return
@@ -184,41 +184,34 @@ class SharedService(Answering):
         if len(outbox) == 1:
             self.dropped += not self._transmit_now(outbox[0])
             return
-        short: dict[bytes, list[Buffer]] = {}
+        packs: dict[Buffer, list[Buffer]] = {}
         for frames in outbox:
             peer = frames[0]
-            if len(frames) == 2 and peer in self._packers and len(frames[1]) <= MAX_PACKED_BYTES:
-                short.setdefault(bytes(peer), []).append(frames[1])
-            else:
-                self.dropped += not self._transmit_now(frames)
-        for peer, messages in short.items():
-            for each in in_packs(messages):
-                self.dropped += not self._transmit_now([peer, each])
+            if len(frames) == 2 and peer in self._packers and fits(frames[1]):
+                packs.setdefault(peer, []).append(frames[1])
+                continue
+            if peer in packs:
+                self._send_pack(peer, packs.pop(peer))
+            self.dropped += not self._transmit_now(frames)
+        for peer, headers in packs.items():
+            self._send_pack(peer, headers)
+
+    def _send_pack(self, peer: Buffer, headers: list[Buffer]) -> None:
+        if not self._transmit_now([peer, pack(headers)]):
+            self.dropped += len(headers)
 
     def _receive(self) -> tuple[Frames, str]:
         """One whole message, and who sent it, as the handshake proved it.
 
-        That is looked up once a connection: ZeroMQ's own routing ids begin with a zero, and no
-        other connection gets the same again. One that a peer has chosen may be another's next time.
+        Looked up for each message: a routing id is no proof, since a peer may choose one that
+        belonged to another connection before.
         """
-        socket = self._socket
-        peer = socket.recv(NOBLOCK)
-        user = self._users.get(peer)
-        if user is None:
-            first = socket.recv(NOBLOCK, copy=False)
-            user = _proved(first)
-            if peer[0] == 0:
-                if len(self._users) >= _MAX_USERS:
-                    del self._users[next(iter(self._users))]
-                self._users[peer] = user
-            frames: Frames = [peer, first.bytes]
-            more = first.more
-        else:
-            frames = [peer, socket.recv(NOBLOCK)]
-            more = bool(socket.getsockopt(RCVMORE))
-        if more:
-            receive_rest(socket, frames)
-        return frames, user
+        peer = self._socket.recv(NOBLOCK)
+        header = self._socket.recv(NOBLOCK, copy=False)
+        frames: Frames = [peer, header.bytes]
+        if header.more:
+            receive_rest(self._socket, frames)
+        return frames, _proved(header)
 
     def _transmit(self, frames: Sequence[Buffer]) -> bool:
         self.flush()

@@ -61,13 +61,18 @@ def _last(tag: str, pid: int) -> str:
     return tag
 
 
+def say(text: str) -> None:
+    """A line in one piece: parent and child write to the same pipe."""
+    os.write(sys.stdout.fileno(), f"{text}\n".encode())
+
+
 async def serve(journal: str, options: dict[str, Any], parent: int | None = None) -> None:
     """One relay, until it is ended; with its parent, if it has one."""
     if parent is not None:
         asyncio.get_running_loop().add_reader(parent, os._exit, 1)
     relay = RelayAgent(options.pop("relay_id"), Recorder(journal), **options)
     async with relay:
-        print("ready")
+        say("ready")
         await asyncio.Event().wait()
 
 
@@ -79,7 +84,7 @@ def serve_again_and_again(journal: str, options: dict[str, Any]) -> None:
         if pid == 0:
             os.close(this_one_is_alive)
             asyncio.run(serve(journal, options, alive))
-        print(f"relay {pid}")
+        say(f"relay {pid}")
         os.waitpid(pid, 0)
 
 

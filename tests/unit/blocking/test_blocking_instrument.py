@@ -12,7 +12,6 @@ from labmesh.blocking.instrument import Instrument
 from labmesh.blocking.methods import Driver
 from labmesh.blocking.streams import Stream
 from labmesh.errors import Cancelled
-from labmesh.feed import Reading
 from labmesh.protocol.messages import (
     BatchResult,
     Description,
@@ -20,6 +19,7 @@ from labmesh.protocol.messages import (
     ValueInfo,
     ValueLimits,
 )
+from labmesh.reading import Reading
 
 VOLTS = ValueLimits(unit="V", lowest=0, highest=30)
 DESCRIPTION = Description(

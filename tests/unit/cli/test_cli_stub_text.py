@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from labmesh.cli.annotations import TypeWriter
@@ -194,6 +194,7 @@ SIGNATURES = st.one_of(
     NAMES,
     st.booleans(),
 )
+@example([], [], "ﬀ", False)  # Python reads it as two letters
 def test_whatever_a_driver_says_the_text_is_python(
     methods: list[tuple[str, str, str, bool]],
     values: list[tuple[str, str, str, bool, bool]],

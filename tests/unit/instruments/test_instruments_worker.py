@@ -31,8 +31,9 @@ from labmesh.errors import (
     Stopping,
 )
 from labmesh.instruments.exposure import BoundCall
+from labmesh.instruments.hands import RunningCall
 from labmesh.instruments.jobs import Outcome
-from labmesh.instruments.worker import DriverWorker, RunningCall
+from labmesh.instruments.worker import DriverWorker
 
 
 @pytest.fixture(autouse=True)
@@ -475,11 +476,8 @@ def test_ten_thousand_results_arrive_in_order_with_one_wake_up() -> None:
         runner.run(main(loop))
 
 
-async def test_a_large_batch_leaves_room_for_other_work_and_flushes_in_between() -> None:
-    delivered_at_flush: list[int] = []
-    worker = DriverWorker(
-        "Inst-0", on_batch=lambda: delivered_at_flush.append(len(caller.outcomes))
-    )
+async def test_a_large_batch_leaves_room_for_other_work() -> None:
+    worker = DriverWorker("Inst-0")
     caller = Caller(worker)
     last, delivered_in_between = threading.Event(), -1
 
@@ -494,8 +492,6 @@ async def test_a_large_batch_leaves_room_for_other_work_and_flushes_in_between()
     assert last.wait(LIMIT_S)
     asyncio.get_running_loop().call_soon(look)
     await caller.wait(601)
-    assert delivered_at_flush[:2] == [256, 512]
-    assert delivered_at_flush[-1] == 601
     assert 0 <= delivered_in_between <= 512
     assert await worker.close()
 

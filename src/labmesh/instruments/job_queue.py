@@ -1,0 +1,115 @@
+"""What waits for a driver's thread, and in which order it goes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+
+from labmesh.errors import Busy
+from labmesh.instruments.hands import RunningCall
+from labmesh.instruments.jobs import Job
+
+__all__ = ["JobQueue", "busy"]
+
+
+class JobQueue:
+    """Calls in the order in which they came, at most one poll behind them, and urgent jobs ahead.
+
+    It belongs to whoever holds the worker's lock.
+    """
+
+    def __init__(self) -> None:
+        #: the calls that wait
+        self.calls: OrderedDict[Job, None] = OrderedDict()
+        self._urgent: deque[Job] = deque()
+        self._poll: Job | None = None
+        self._poll_waits = False
+        self._poll_is_due = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing waits."""
+        return not (self.calls or self._urgent or self._poll_waits)
+
+    def push(self, job: Job) -> None:
+        """A call, behind all others."""
+        self.calls[job] = None
+
+    def push_urgent(self, job: Job) -> None:
+        """A job ahead of all calls."""
+        self._urgent.append(job)
+
+    def push_poll(self, job: Job) -> bool:
+        """A poll behind the calls; False: the one before has not ended, and is due from now on."""
+        if self._poll is not None:
+            self._poll_is_due = True
+            return False
+        self._poll = job
+        self._poll_waits = True
+        self._poll_is_due = False
+        return True
+
+    def remove(self, job: Job) -> bool:
+        """Take out a call; False: it does not wait."""
+        if job not in self.calls:
+            return False
+        del self.calls[job]
+        return True
+
+    def ended(self, job: Job) -> None:
+        """A job was delivered: if it is the poll, there can be another one."""
+        if job is self._poll:
+            self._poll = None
+
+    def pop(self) -> Job | None:
+        """What goes next: urgent jobs, a poll that is due, calls, a poll."""
+        if self._urgent:
+            return self._urgent.popleft()
+        if self._poll_waits and (self._poll_is_due or not self.calls):
+            self._poll_waits = False
+            return self._poll
+        return self.calls.popitem(last=False)[0] if self.calls else None
+
+    def pop_harmless(self) -> Job | None:
+        """What may go in the middle of a long call: the poll, and calls that change nothing."""
+        if self._poll_waits:
+            self._poll_waits = False
+            return self._poll
+        held_up: set[Hashable] = set()
+        for job in self.calls:
+            call, client = job.call, job.client
+            # A stream would be a long call inside a long call; and a client that has written and
+            # reads then means to read what it wrote.
+            if call.read_only and not call.yields and client not in held_up:
+                del self.calls[job]
+                return job
+            held_up.add(client)
+        return None
+
+    def clear(self) -> list[Job]:
+        """Take out all that waits."""
+        waiting = [*self._urgent, *self.calls]
+        if self._poll is not None and self._poll_waits:
+            waiting.append(self._poll)
+        self.calls.clear()
+        self._urgent.clear()
+        self._poll_waits = False
+        return waiting
+
+
+def busy(name: str, waiting: int, running: RunningCall | None, now: float) -> Busy:
+    """What is said where so many calls wait that there is no room for another one.
+
+    :param running: what they wait for.
+    :param now: monotonic seconds.
+    """
+    text = f"{name} is busy: {waiting} calls wait, the limit"
+    if running is None:
+        return Busy(f"{text}; try again later", queued=waiting)
+    running_s = round(now - running.since, 3)
+    return Busy(
+        f"{text}, behind {running.method}, which has run for {running_s:.1f} s; try again later",
+        queued=waiting,
+        running=running.method,
+        running_s=running_s,
+    )
