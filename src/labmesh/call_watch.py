@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 _TICK_S = 0.01
 _LINGER_S = 0.1
 _SEVERAL = 3
+#: Why a call is told to end that outlasts its time.
+_OVER_TIME = "it has run for as long as it may"
 
 
 class CallWatch:
@@ -117,8 +119,11 @@ class StuckWatch:
         for running in self._worker.running_calls:
             job = running.job
             limit_s = job.call.timeout_s
-            if limit_s and now >= running.since + limit_s and isinstance(job, Served):
+            is_over = bool(limit_s) and now >= running.since + limit_s
+            # Once: a coroutine that cleans up must not be cancelled again in the middle of that.
+            if is_over and isinstance(job, Served) and job.opened.ended is None:
                 self._end(job.opened, Outcome(error=_stuck(self._relay_id, job.method, limit_s)))
+                job.interrupt(_OVER_TIME)
             if not job.told_stuck and _is_stuck(job, running.since, now):
                 job.told_stuck = True
                 log.warning("%s: its driver is stuck in %s", self._relay_id, job.method)

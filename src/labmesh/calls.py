@@ -16,7 +16,6 @@ from labmesh.errors import (
     BadArguments,
     Cancelled,
     Conflict,
-    Expired,
     LabmeshError,
     OutcomeUnknown,
     Stopping,
@@ -232,8 +231,6 @@ class CallDesk:
             raise Stopping(f"{self._relay_id} is shutting down; {method} was not run")
         callee = self._callee
         deadline = callee.deadline_of(request.deadline, now)
-        if deadline <= now:
-            raise Expired("the deadline passed on the way; it was not run and will not be")
         opened = OpenCall(owner, origin, request.id, method, deadline, bool(request.session), now)
         job.open_at(self, opened, request.fence, read_only)
         error = job.why_not(now)

@@ -157,6 +157,12 @@ class ClientNode(Node):
             raise _not_connected()
         return self._links
 
+    @property
+    def _calling(self) -> Calls:
+        if self._calls is None:
+            raise _not_connected()
+        return self._calls
+
     async def _wait_for_broker(self, deadline: float, timeout: float) -> None:
         while True:
             left_s = deadline - time.monotonic()
@@ -253,9 +259,7 @@ class ClientNode(Node):
         access: Access = "call",
     ) -> Coroutine[Any, Any, Any]:
         """Call a method of a relay's driver; on any loop."""
-        if self._calls is None:
-            raise _not_connected()
-        return self._calls.call(
+        return self._calling.call(
             relay_id,
             method,
             args,
@@ -277,10 +281,8 @@ class ClientNode(Node):
         credit: int,
     ) -> ItemStream:
         """Begin to call a method that yields; on the loop that connected."""
-        if self._calls is None:
-            raise _not_connected()
         fence = self.fences.of(relay_id)
-        return await self._calls.stream(
+        return await self._calling.stream(
             relay_id, method, args, kwargs, timeout=timeout, credit=credit, fence=fence
         )
 
@@ -309,9 +311,7 @@ class ClientNode(Node):
             needs it to tell a call that never arrived from one that was forgotten.
         :param heard_at: its last sign of life over that socket, in our monotonic clock.
         """
-        if self._calls is None:
-            raise _not_connected()
-        return await self._calls.settle(
+        return await self._calling.settle(
             relay_id, request, deadline=deadline, sent_at=sent_at, heard_at=heard_at
         )
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from labmesh.errors import LabmeshError, LinkLost, Locked, NotSent, Stopping
 from labmesh.node import seconds
+from labmesh.protocol.leases import MAX_TTL_S, held_already
 from labmesh.protocol.messages import (
     Acquire,
     BreakLease,
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
 
-_MAX_TTL_S = 86_400.0
 _MAX_NOTE = 256
 #: One request about a lease is waited for so long, and asked again where that is harmless.
 _REQUEST_S = 5.0
@@ -225,8 +225,7 @@ class Fences:
         held = self._held.get(relay_id)
         if held is not None and not held.lost:
             raise Locked(
-                f"this client holds the lease of {relay_id} already (fence {held.fence}, note "
-                f"{held.note!r}): release that one first",
+                held_already(relay_id, held.fence, held.note),
                 own=True,
                 fence=held.fence,
                 note=held.note,
@@ -358,9 +357,9 @@ def holder_name() -> str:
 
 
 def _acquisition(ttl_s: float, note: str) -> Acquire:
-    if seconds(ttl_s, "ttl") > _MAX_TTL_S:
+    if seconds(ttl_s, "ttl") > MAX_TTL_S:
         raise ValueError(
-            f"a lease lives at most a day without a renewal ({_MAX_TTL_S:g} s), not {ttl_s:g} s; "
+            f"a lease lives at most a day without a renewal ({MAX_TTL_S:g} s), not {ttl_s:g} s; "
             "it is renewed by itself, for as long as this program runs"
         )
     return Acquire(

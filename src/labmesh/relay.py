@@ -71,6 +71,8 @@ class RelayAgent(Member):
     """
 
     kind: ClassVar[Any] = "relay"
+    #: of the present incarnation, once its socket is bound
+    _service: SharedService
 
     def __init__(
         self,
@@ -197,11 +199,10 @@ class RelayAgent(Member):
 
     async def _close(self) -> None:
         if hasattr(self, "_service"):
-            ended = await self._desk.end_calls(0)
+            await self._desk.end_calls(0)
             self._desk.close()
             self._service.close()
-            if ended:
-                self._service.dispose()
+            self._desk.worker.when_ended(self._service.dispose)
         await super()._close()
 
     def _events_up(self) -> None:

@@ -97,6 +97,7 @@ class RelayClient:
             (also ``False``, ``0``, ``""``) is one argument; None: no arguments.
         :param timeout: a hard deadline, seconds. Without it the call lasts as long as the relay
             shows that it runs (up to the client's ``call_limit``) and ends 4 s after its last sign.
+        :raises Locked: it changes something, and somebody else holds the lease.
         :raises DriverError: the method raised; the error also inherits the builtin that it raised.
         :raises TimeoutError: no result by the deadline: ``Expired`` (it did not run and will not)
             or ``OutcomeUnknown``.
@@ -132,6 +133,7 @@ class RelayClient:
         :param timeout: a hard deadline for all of it, seconds; None: as long as it takes.
         :param credit: how many items may be on their way or wait here, 1 to 1024; the method waits
             with the next one.
+        :raises ValueError: a ``credit`` out of that range.
         """
         args, kwargs = call_arguments(params)
         if not 1 <= credit <= _MAX_CREDIT:
@@ -159,7 +161,7 @@ class RelayClient:
         what is behind that was not run.
 
         :param keep_going: also behind a call that failed; errors stay with their calls.
-        :param timeout: a hard deadline for all of it, seconds.
+        :param timeout: a hard deadline for all of it, seconds; None: the client's ``call_limit``.
         """
 
         async def send(calls: list[Any], keep_going: bool) -> BatchResult:
@@ -174,11 +176,20 @@ class RelayClient:
         return AsyncBatch(self.relay_id, send, keep_going=keep_going)
 
     async def get(self, name: str, *, timeout: float | None = None) -> Any:
-        """Read one of the driver's values: a property, or a parameter."""
+        """Read one of the driver's values: a property, or a parameter.
+
+        :param timeout: as in :meth:`call`, which also says what is raised.
+        :raises AttributeError: the driver has no such value.
+        """
         return await self._client.invoke(self.relay_id, name, [], {}, timeout=timeout, access="get")
 
     async def set(self, name: str, value: Any, *, timeout: float | None = None) -> None:
-        """Write one of the driver's values."""
+        """Write one of the driver's values.
+
+        :param timeout: as in :meth:`call`, which also says what is raised.
+        :raises AttributeError: the driver has no such value, or it cannot be written.
+        :raises Locked: somebody else holds the lease.
+        """
         args = [value]
         await self._client.invoke(self.relay_id, name, args, {}, timeout=timeout, access="set")
 
@@ -192,6 +203,8 @@ class RelayClient:
         :param call: its id, or the error that it ended with.
         :param session: of the client that made it, where that was another one; the error's
             ``detail`` has it.
+        :raises ValueError: the error is that of no call.
+        :raises ConnectionError: the relay cannot be reached.
         """
         if isinstance(call, OutcomeUnknown):
             session = session or call.detail.get("session")

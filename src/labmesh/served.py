@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from labmesh.errors import Expired, LabmeshError, TooLarge
 from labmesh.instruments.exposure import BoundCall
 from labmesh.instruments.failures import unsendable_result
-from labmesh.instruments.jobs import BatchJob, Hands, Interrupted, Job, Outcome, StreamJob
+from labmesh.instruments.jobs import BatchJob, Interrupted, Job, Outcome, Runner, StreamJob
 from labmesh.instruments.ownership import is_unshared
 from labmesh.protocol import batches
 from labmesh.protocol.codec import Buffer, Codec
@@ -133,9 +133,9 @@ class Served:
 class ServedCall(Served, Job):
     """An open call of one method."""
 
-    def execute(self, hands: Hands) -> Any:
+    def execute(self, runner: Runner) -> Any:
         """Run the driver."""
-        value = hands.settle(self.call.run(), self)
+        value = runner.settle(self.call.run(), self)
         if type(value) not in _SCALARS:
             self.unshared = is_unshared(value)
         return value
@@ -207,13 +207,13 @@ class ServedStream(Served, StreamJob):
         """Its reader can take so many more."""
         self.credit.release(items)
 
-    def put(self, item: Any, hands: Hands) -> None:
+    def put(self, item: Any, runner: Runner) -> None:
         """Send one item, as soon as its reader can take it."""
-        hands.pause()
+        runner.pause()
         while not self.credit.acquire(blocking=False):
             if self.is_set:
                 break
-            if not hands.rest(_POLL_S) and self.credit.acquire(timeout=_POLL_S):
+            if not runner.rest(_POLL_S) and self.credit.acquire(timeout=_POLL_S):
                 break
         frames = self.frames(Item(id=self.opened.id, index=self.index, value=item))
         self.index += 1

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from tests.support.history import Journal
 from tests.support.leaks import Held, assert_nothing_more, warm_up
 from tests.support.places import Places
+from tests.support.recorder import Recorder
+
+from labmesh.blocking.background import BackgroundLoop
 
 
 @pytest.fixture
@@ -30,3 +33,19 @@ def places(no_leaks: None, tmp_path: Path) -> Places:
 def journal(no_leaks: None, tmp_path: Path) -> Journal:
     """What a driver ran; in no process's memory."""
     return Journal(tmp_path / "journal")
+
+
+@pytest.fixture
+def driver(journal: Journal) -> Iterator[Recorder]:
+    """A driver in this process."""
+    recorder = Recorder(journal)
+    yield recorder
+    recorder.close()
+
+
+@pytest.fixture
+def nodes(no_leaks: None) -> Iterator[BackgroundLoop]:
+    """The loop of the nodes, for tests that block."""
+    loop = BackgroundLoop("nodes")
+    yield loop
+    loop.close()

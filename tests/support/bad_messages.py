@@ -51,7 +51,8 @@ def dealer(endpoint: str) -> Iterator[zmq.Socket[bytes]]:
 
 
 def attack(role: str, canary: str, endpoint: str) -> list[int | None]:
-    """Send each message over a connection of its own; the code of each answer, None where none."""
+    """Send each message over a connection of its own; the code of the first answer to each, None
+    where none."""
     return [_send(endpoint, each) for each in cases_for(role, canary)]
 
 
@@ -63,7 +64,9 @@ def _send(endpoint: str, case: Case) -> int | None:
         # A delimiter is given back.
         header = next(each for each in peer.recv_multipart() if each)
         decode = msgspec.json.decode if header[:1] == b"{" else msgspec.msgpack.decode
-        return int(decode(header).get("code", 0))
+        answer = decode(header)
+        first = answer[0] if isinstance(answer, list) else answer
+        return int(first.get("code", 0))
 
 
 def text(message: Any) -> list[bytes]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import zmq
 from tests.support.served import eventually
 
@@ -20,14 +23,15 @@ def connected_sockets(mesh: Mesh, relay_id: str, count: int) -> None:
     link = client.link_to(relay_id)
     assert link is not None
     idle = client.direct._idle.setdefault(relay_id, [])
-    made = []
+    made: list[Any] = []
     while len(made) < count:
         client.direct.warm(link, link.standing)
         made.append(idle.pop())
     idle.extend(made)
     for each in made:
-        eventually(
-            lambda each=each: each._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT,
-            "a socket is connected",
-        )
+        eventually(partial(_is_connected, each), "a socket is connected")
         each.blocked_at = 0.0
+
+
+def _is_connected(call_socket: Any) -> bool:
+    return bool(call_socket._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT)

@@ -32,6 +32,7 @@ from labmesh.protocol.messages import (
     Request,
     Status,
 )
+from labmesh.protocol.packs import is_pack, unpack
 
 #: What a double answers a request with: messages (with a body, if they have one), or raw frames.
 Answers = Iterable[Message | tuple[Message, bytes] | list[bytes]]
@@ -77,6 +78,8 @@ class RouterDouble(AbstractContextManager["RouterDouble"]):
         #: what was asked, pings apart
         self.requests: list[Request] = []
         self.bodies: list[bytes] = []
+        #: how many messages came together, for each frame of them
+        self.packs: list[int] = []
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="double", daemon=True)
         self._thread.start()
@@ -111,7 +114,12 @@ class RouterDouble(AbstractContextManager["RouterDouble"]):
                 poller.register(self._router, zmq.POLLIN if command == _READ else 0)
                 continue
             try:
-                self._serve(*self._router.recv_multipart())
+                peer, *frames = self._router.recv_multipart()
+                is_one = not is_pack(frames[0])
+                messages = [frames] if is_one else [[each] for each in unpack(frames[0])]
+                self.packs.append(len(messages))
+                for each in messages:
+                    self._serve(peer, *each)
             except Exception as exc:
                 # The test hears of it at the end; without a thread it would wait for nothing.
                 self.failure = exc

@@ -23,7 +23,7 @@ from labmesh.transport.answering import Origin
 READER = Codec((Result, BatchResult, Item))
 
 
-class Hands:
+class Runner:
     """A thread that has no event loop and no other work."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ def bound(function: Callable[..., Any], **facts: Any) -> BoundCall:
 
 def answer_of(job: Any) -> list[Buffer]:
     """What goes out when it has run; the driver uses its buffers again at once."""
-    frames: list[Buffer] = job.prepare(job.execute(Hands()))
+    frames: list[Buffer] = job.prepare(job.execute(Runner()))
     return frames
 
 
@@ -297,7 +297,7 @@ def test_items_are_counted_and_each_is_what_it_was_when_it_was_yielded() -> None
             yield scope.own()
 
     stream = stream_of(desk, scan)
-    assert stream.execute(Hands()) is None
+    assert stream.execute(Runner()) is None
     items = [READER.decode(each).message for each in desk.said]
     assert [each.index for each in items] == [0, 1, 2]  # type: ignore[attr-defined]
     assert [each.value[0] for each in items] == [1.0, 2.0, 3.0]  # type: ignore[attr-defined]
@@ -310,7 +310,7 @@ def test_an_item_that_cannot_be_sent_ends_the_stream() -> None:
 
     desk = Desk()
     with pytest.raises(LabmeshError, match="lock"):
-        stream_of(desk, scan).execute(Hands())
+        stream_of(desk, scan).execute(Runner())
     assert len(desk.said) == 1
 
 
@@ -327,7 +327,7 @@ def test_a_stream_that_is_ended_says_why(why: str) -> None:
 
     stream = stream_of(desk, scan)
     with pytest.raises(Interrupted) as caught:
-        stream.execute(Hands())
+        stream.execute(Runner())
     assert str(caught.value) == why
     assert len(desk.said) == 1
 
@@ -336,14 +336,14 @@ def test_a_stream_whose_caller_does_not_take_it_ends() -> None:
     desk = Desk()
     desk.is_heard = False
     with pytest.raises(Interrupted, match=r"^its caller is gone$"):
-        stream_of(desk, lambda: iter_of(1)).execute(Hands())
+        stream_of(desk, lambda: iter_of(1)).execute(Runner())
 
 
 def test_a_stream_that_waits_for_its_caller_ends_when_he_is_gone() -> None:
     desk = Desk()
     stream = stream_of(desk, lambda: iter_of(3), credit=1)
 
-    class Leaving(Hands):
+    class Leaving(Runner):
         """He leaves while it waits."""
 
         def rest(self, timeout_s: float) -> bool:
@@ -359,7 +359,7 @@ def test_a_stream_goes_on_when_its_caller_has_room_again() -> None:
     desk = Desk()
     stream = stream_of(desk, lambda: iter_of(3), credit=1)
 
-    class Granting(Hands):
+    class Granting(Runner):
         """Its caller asks for more while it waits, which another thread reads."""
 
         def rest(self, timeout_s: float) -> bool:

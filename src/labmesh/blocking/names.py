@@ -14,6 +14,12 @@ _FEW = 12
 
 def unknown(driver: Driver, relay_id: str, name: str) -> UnknownMethod:
     """The error for a name that is neither a method nor a value."""
+    of_channel = next((each for each in driver.values if each.startswith(f"{name}.")), None)
+    if of_channel is not None:
+        return UnknownMethod(
+            f"{name!r} of {driver.name} ({relay_id}) is a part with values of its own: read them "
+            f"as get({of_channel!r}), set them as set({of_channel!r}, ...)"
+        )
     near = did_you_mean(name, driver.names)
     text = (
         f"{driver.name} ({relay_id}) has no method or value {name!r}{f'; {near}' if near else '.'} "

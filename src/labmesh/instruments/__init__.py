@@ -11,7 +11,10 @@
 ``limits``      units, ranges and choices, from annotations
 ``signatures``  what one method takes: the check of a call's arguments, the text for people
 ``cooperation`` how a driver in the middle of a call learns that it was cancelled
-``worker``      the thread that runs a driver, one call at a time, and hands results back
+``worker``      the thread that runs a driver, one call at a time, and what it does next
+``thread_runner``, ``jobs``, ``job_queue``, ``source``, ``delivery``
+                how that thread runs one job, what jobs there are, which one is next, where they
+                come from and how their outcomes get to the event loop
 ``failures``    what a driver raised, as an error that can cross the wire
 ``loading``     ``module:Class`` of a configuration file or command line → driver object
 ``simulated``   simulated instruments for demonstrations, tests and tutorials

@@ -24,7 +24,7 @@ _CALLING_MODULES = (
     "labmesh.served",
     "labmesh.instruments.worker",
     "labmesh.instruments.jobs",
-    "labmesh.instruments.hands",
+    "labmesh.instruments.thread_runner",
     "labmesh.instruments.exposure",
     "asyncio.",
 )

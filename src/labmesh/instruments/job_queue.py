@@ -6,8 +6,8 @@ from collections import OrderedDict, deque
 from collections.abc import Hashable
 
 from labmesh.errors import Busy
-from labmesh.instruments.hands import RunningCall
 from labmesh.instruments.jobs import Job
+from labmesh.instruments.thread_runner import RunningCall
 
 __all__ = ["JobQueue", "busy"]
 

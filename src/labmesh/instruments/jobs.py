@@ -27,7 +27,7 @@ class Interrupted(Exception):
     """A job was ended while it ran; the text says why."""
 
 
-class Hands(Protocol):
+class Runner(Protocol):
     """What a thread lends to the job that it runs."""
 
     def settle(self, value: Any, job: Job) -> Any:
@@ -74,10 +74,10 @@ class Job(CancelFlag):
         """Why it must not begin; asked in the thread, right before it would. None: it may."""
         return None
 
-    def execute(self, hands: Hands) -> Any:
+    def execute(self, runner: Runner) -> Any:
         """Run the driver, in the thread."""
         value = self.call.run()
-        return hands.settle(value, self)
+        return runner.settle(value, self)
 
     def prepare(self, value: Any) -> Any:
         """Turn the result into what :meth:`done` gets, in the thread: so a large result does not
@@ -134,21 +134,21 @@ class BatchJob(Job):
         self.keep_going = keep_going
         self.relay_id = relay_id
 
-    def execute(self, hands: Hands) -> list[Outcome]:
+    def execute(self, runner: Runner) -> list[Outcome]:
         """Run them; what is missing in the list did not run."""
         outcomes: list[Outcome] = []
         for entry in self.entries:
             if self.is_set:
                 break
-            outcome = self._run(entry, hands)
+            outcome = self._run(entry, runner)
             outcomes.append(outcome)
             if outcome.error is not None and not self.keep_going:
                 break
         return outcomes
 
-    def _run(self, entry: BoundCall, hands: Hands) -> Outcome:
+    def _run(self, entry: BoundCall, runner: Runner) -> Outcome:
         try:
-            value = hands.settle(entry.run(), self)
+            value = runner.settle(entry.run(), self)
         except BaseException as exc:
             # As in the worker: whatever a driver raises ends its call and nothing else.
             cause = self.cause_of(exc)
@@ -171,42 +171,42 @@ class StreamJob(Job):
 
     __slots__ = ()
 
-    def put(self, item: Any, hands: Hands) -> None:
+    def put(self, item: Any, runner: Runner) -> None:
         """Hand one item over, and wait until there is room for another one.
 
         :raises Interrupted: nobody takes it.
         """
         raise NotImplementedError
 
-    def execute(self, hands: Hands) -> Any:
+    def execute(self, runner: Runner) -> Any:
         """Run the generator to its end, or to the end of its reader's interest."""
         items = self.call.run()
         if isinstance(items, AsyncGenerator):
-            return self._drain_async(items, hands)
-        return self._drain(items, hands)
+            return self._drain_async(items, runner)
+        return self._drain(items, runner)
 
-    def _drain(self, items: Generator[Any, Any, Any], hands: Hands) -> Any:
+    def _drain(self, items: Generator[Any, Any, Any], runner: Runner) -> Any:
         try:
             while True:
                 try:
                     item = next(items)
                 except StopIteration as end:
                     return end.value
-                self.put(item, hands)
+                self.put(item, runner)
         finally:
             items.close()
 
-    def _drain_async(self, items: AsyncGenerator[Any, Any], hands: Hands) -> None:
+    def _drain_async(self, items: AsyncGenerator[Any, Any], runner: Runner) -> None:
         try:
             while True:
                 try:
-                    item = hands.settle(anext(items), self)
+                    item = runner.settle(anext(items), self)
                 except StopAsyncIteration:
                     return
-                self.put(item, hands)
+                self.put(item, runner)
         finally:
             # The flag is for the items; the generator's own clean-up must run to its end.
-            hands.settle(items.aclose(), _Quiet(self.call))
+            runner.settle(items.aclose(), _Quiet(self.call))
 
 
 class _Quiet(Job):

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from labmesh.errors import LabmeshError, Stopping
 from labmesh.instruments.cooperation import set_current
 from labmesh.instruments.delivery import Delivery
-from labmesh.instruments.hands import RunningCall, ThreadHands
 from labmesh.instruments.job_queue import JobQueue, busy
 from labmesh.instruments.jobs import Job, Outcome
 from labmesh.instruments.source import Source
+from labmesh.instruments.thread_runner import RunningCall, ThreadRunner
 
 __all__ = ["DriverWorker"]
 
@@ -66,6 +66,7 @@ class DriverWorker:
         self._on_busy = on_busy
         self._clock = clock
         self._ended = asyncio.Event()
+        self._at_end: Callable[[], None] | None = None
         #: started and not ended; counted on the loop
         self._threads_left = 0
         self._threads = [
@@ -200,22 +201,29 @@ class DriverWorker:
                 thread.join()
         return True
 
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Have the loop call this once the last thread has ended, be it long after the close."""
+        if self._threads_left:
+            self._at_end = callback
+        else:
+            callback()
+
     # ── in the threads ──────────────────────────────────────────────────────────────────────────
 
     def _serve(self, slot: int) -> None:
         awake = threading.Lock()
         awake.acquire()
-        hands = ThreadHands(self, slot, self._clock)
+        runner = ThreadRunner(self, slot, self._clock)
         try:
             while (job := self._next(slot, awake)) is not None:
-                self._run(job, slot, hands)
+                self._run(job, slot, runner)
                 del job  # a thread that sleeps keeps no result alive
         finally:
-            hands.close()
+            runner.close()
             self.call_on_loop(self._thread_ended)
 
-    def _run(self, job: Job, slot: int, hands: ThreadHands) -> None:
-        outcome = hands.perform(job)
+    def _run(self, job: Job, slot: int, runner: ThreadRunner) -> None:
+        outcome = runner.perform(job)
         if job.on_loop:
             self._running[slot] = None
             self._report(job, outcome)
@@ -285,7 +293,7 @@ class DriverWorker:
         self._emptied_at = now
         return source.read()
 
-    def run_between(self, slot: int, hands: ThreadHands) -> None:
+    def run_between(self, slot: int, runner: ThreadRunner) -> None:
         """Between two items of a long call, in the thread of that call: the poll that waits, and
         calls that change nothing."""
         for _ in range(_BETWEEN):
@@ -293,7 +301,7 @@ class DriverWorker:
                 job = self._next_harmless()
             if job is None:
                 break
-            outcome = hands.perform(job)
+            outcome = runner.perform(job)
             if job.on_loop:
                 self._report(job, outcome)
                 continue
@@ -309,7 +317,7 @@ class DriverWorker:
         if running is not None:
             set_current(running.job)
 
-    def rest(self, slot: int, hands: ThreadHands, timeout_s: float) -> bool:
+    def rest(self, slot: int, runner: ThreadRunner, timeout_s: float) -> bool:
         """Wait in the middle of a long call, as a thread without work does, and run what may be run
         between; False: another thread listens, and nothing was waited for."""
         with self.lock:
@@ -322,7 +330,7 @@ class DriverWorker:
             source.wait(timeout_s)
             with self.lock:
                 self._is_listening = source.listened = False
-        self.run_between(slot, hands)
+        self.run_between(slot, runner)
         return source is not None
 
     def _next_harmless(self) -> Job | None:
@@ -354,6 +362,8 @@ class DriverWorker:
         self._threads_left -= 1
         if not self._threads_left:
             self._ended.set()
+            if self._at_end is not None:
+                self._at_end()
 
     def _stop(self, refusal: LabmeshError) -> None:
         """Take nothing more; what waits ends with ``refusal``; the threads end."""

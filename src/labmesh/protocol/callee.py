@@ -59,7 +59,11 @@ def admit(request: Request, *, node_id: str, epoch: str, now: float) -> None:
         if not math.isfinite(request.deadline):
             raise ProtocolError("the deadline must be a finite number of seconds")
         if request.deadline <= now and not (isinstance(request, Invocation) and request.session):
-            raise Expired("the deadline passed on the way; it was not run and will not be")
+            raise _late()
+
+
+def _late() -> Expired:
+    return Expired("the deadline passed on the way; it was not run and will not be")
 
 
 class Callee:
@@ -165,7 +169,12 @@ class Callee:
             self._past.withdraw(owner, call_id, now)
 
     def deadline_of(self, deadline: float | None, now: float) -> float:
-        """When a call that asks for this deadline must have begun."""
+        """When a call that asks for this deadline must have begun.
+
+        :raises Expired: it has passed.
+        """
+        if deadline is not None and deadline <= now:
+            raise _late()
         limit = now + self._limit_s
         return limit if deadline is None or deadline > limit else deadline
 

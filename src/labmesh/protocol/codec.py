@@ -26,7 +26,7 @@ from labmesh.protocol.messages import Event, Message, Stamp
 from labmesh.protocol.msgpack_values import PackedLeaves, Unpacking
 from labmesh.protocol.open_fields import is_plain, rewritten
 from labmesh.protocol.refusals import FAULTS, Expected, Untyped, checked_header, is_json, refused
-from labmesh.protocol.values import Checking, Limits, Lowering
+from labmesh.protocol.values import Checking, Limits, Lowering, too_long_an_integer
 from labmesh.protocol.vetting import vet
 
 __all__ = [
@@ -303,7 +303,5 @@ def _unwritable(cause: Exception) -> ProtocolError:
     if isinstance(cause, UnicodeEncodeError):
         return ProtocolError("invalid unicode: a text with a lone surrogate cannot be sent")
     if isinstance(cause, OverflowError):
-        return ProtocolError(
-            "an integer below -2**63 or above 2**64 - 1 cannot be sent: send it as text or float"
-        )
+        return too_long_an_integer()
     return ProtocolError(f"this message cannot be encoded: {cause}")

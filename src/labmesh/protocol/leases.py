@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from labmesh.errors import Conflict, Locked, NotFound, ProtocolError
 from labmesh.protocol.messages import Lease
 
-__all__ = ["Ended", "Held", "Leases"]
+__all__ = ["Ended", "Held", "Leases", "held_already"]
 
 #: The longest time to live; that of :class:`labmesh.protocol.messages.Acquire`.
 MAX_TTL_S = 86_400.0
@@ -243,10 +243,7 @@ class Leases:
         if held.owner != owner:
             text = f"{self._held_by(held, now)}: wait, ask them, or end it with break_lease()"
             return Locked(text, **held.facts(now))
-        text = (
-            f"this client holds the lease of {self.relay_id} already (fence {held.fence}, note "
-            f"{held.note!r}): release that one first"
-        )
+        text = held_already(self.relay_id, held.fence, held.note)
         return Locked(text, own=True, **held.facts(now))
 
     def _refusal(self, standing: _Standing, owner: Hashable, fence: int, now: float) -> Locked:
@@ -291,3 +288,11 @@ class Leases:
         return (
             f"{who} has held the lease of {self.relay_id} for {now - held.granted_at:.1f} s{note}"
         )
+
+
+def held_already(relay_id: str, fence: int, note: str) -> str:
+    """What a client is told that acquires a lease twice, by whoever notices first."""
+    return (
+        f"this client holds the lease of {relay_id} already (fence {fence}, note {note!r}): "
+        "release that one first"
+    )

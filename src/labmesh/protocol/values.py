@@ -27,7 +27,16 @@ from labmesh.protocol.arrays import (
     pack_scalar,
 )
 
-__all__ = ["INT_RANGE", "Bounds", "Checking", "Leaves", "Limits", "Lowering", "checked_int"]
+__all__ = [
+    "INT_RANGE",
+    "Bounds",
+    "Checking",
+    "Leaves",
+    "Limits",
+    "Lowering",
+    "checked_int",
+    "too_long_an_integer",
+]
 
 #: What fits into MessagePack: a signed or an unsigned integer of 64 bits.
 INT_RANGE = range(-(2**63), 2**64)
@@ -112,10 +121,15 @@ class Leaves(Protocol):
 def checked_int(value: int) -> int:
     """The same, when it fits into 64 bits."""
     if value not in INT_RANGE:
-        raise ProtocolError(
-            "an integer below -2**63 or above 2**64 - 1 cannot be sent: send it as text or float"
-        )
+        raise too_long_an_integer()
     return value
+
+
+def too_long_an_integer() -> ProtocolError:
+    """Why a number of more than 64 bits is refused."""
+    return ProtocolError(
+        "an integer below -2**63 or above 2**64 - 1 cannot be sent: send it as text or float"
+    )
 
 
 class Bounds:

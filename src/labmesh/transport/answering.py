@@ -13,7 +13,7 @@ from labmesh.errors import InternalError, LabmeshError, ProtocolError
 from labmesh.protocol.callee import admit
 from labmesh.protocol.codec import Buffer, Codec, Limits
 from labmesh.protocol.messages import Failure, Message, Ping, Pong, Reply, Request
-from labmesh.protocol.packs import is_pack, unpack
+from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, unpack
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Frames
 
@@ -77,6 +77,10 @@ class Answering:
         self._warnings = Seldom()
         #: connections that have sent packs
         self._packers: set[bytes] = set()
+        #: whose pack is being taken, and the short answers to it: as many messages that leave as
+        #: messages that came would be more than ZeroMQ has room for
+        self._packer = b""
+        self._collected: list[Buffer] = []
         #: replies that their asker did not take, or messages that could not be read
         self.dropped = 0
 
@@ -104,6 +108,13 @@ class Answering:
 
     def send(self, origin: Origin, encoded: Sequence[Buffer]) -> bool:
         """Send a reply that was encoded before."""
+        if self._packer and origin.peer == self._packer:
+            if len(encoded) == 1 and not origin.delimited and fits(encoded[0]):
+                self._collected.append(encoded[0])
+                if len(self._collected) == MAX_PACK:
+                    self._send_collected()
+                return True
+            self._send_collected()
         envelope = [origin.peer, b""] if origin.delimited else [origin.peer]
         delivered = self._transmit([*envelope, *encoded])
         self.dropped += not delivered
@@ -143,8 +154,18 @@ class Answering:
             if len(self._packers) >= _MAX_PACKERS:
                 self._packers.clear()
             self._packers.add(peer)
-        for each in messages:
-            self._take_message(peer, delimited, [each], user)
+            self._packer = peer
+        try:
+            for each in messages:
+                self._take_message(peer, delimited, [each], user)
+        finally:
+            self._send_collected()
+            self._packer = b""
+
+    def _send_collected(self) -> None:
+        headers, self._collected = self._collected, []
+        if headers and not self._transmit([self._packer, pack(headers)]):
+            self.dropped += len(headers)
 
     def _take_message(self, peer: bytes, delimited: bool, payload: Frames, user: str) -> None:
         try:

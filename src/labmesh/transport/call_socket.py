@@ -29,11 +29,11 @@ from labmesh.protocol.messages import (
     Reply,
     Result,
 )
-from labmesh.protocol.refusals import Untyped
 from labmesh.transport.call_session import CallSession
 from labmesh.transport.channel import Frames, events_of, receive_rest, send
 from labmesh.transport.connection import Standing
 from labmesh.transport.link import Link
+from labmesh.transport.plain import decode_plain
 from labmesh.transport.sockets import MAX_FRAME_BYTES, Sockets
 
 __all__ = ["CallSocket", "Unsent", "Unsettled"]
@@ -48,15 +48,11 @@ _BLOCKED_S = 2.0
 #: What takes a call back gets so long to leave, when its socket is closed.
 _LINGER_MS = 200
 _LARGEST: Final = MAX_FRAME_BYTES["relay"]
-#: What a codec reads as it is, as long as it is short.
-_PLAIN: Final = frozenset({type(None), bool, int, float, str})
-_SHORT: Final = 4096
 
 #: Plain numbers: each use of pyzmq's enumerations costs time.
 _NOBLOCK, _POLLOUT = int(zmq.NOBLOCK), int(zmq.POLLOUT)
 
 _pack = msgspec.msgpack.Encoder().encode
-_read_result = msgspec.msgpack.Decoder(Result | Untyped).decode
 
 
 class Unsent(Exception):
@@ -187,8 +183,8 @@ class CallSocket:
             except zmq.Again:
                 return None
             header = frame.bytes
-            if not frame.more and len(header) <= _SHORT:
-                result = _plain_result(header)
+            if not frame.more:
+                result = decode_plain(header)
                 if result is not None and result.id == call_id:
                     return result
             frames: Frames = [header]
@@ -288,17 +284,6 @@ class _OpenCall:
         ends_at = self._caller.next_deadline()
         left_s = _SLICE_S if ends_at is None else min(_SLICE_S, ends_at - now)
         return max(1, int(1000 * left_s))
-
-
-def _plain_result(header: bytes) -> Result | None:
-    """The same as a codec makes of a short result whose value needs no look; None: another."""
-    try:
-        result: Result | Untyped = _read_result(header)
-    except msgspec.MsgspecError:
-        return None
-    if type(result) is Result and type(result.value) in _PLAIN:
-        return result
-    return None
 
 
 def _lost() -> LinkLost:

@@ -12,7 +12,8 @@ from labmesh.protocol.codec import Buffer, Decoded
 from labmesh.protocol.messages import Access, Call, Invocation, More, Reply, Request, Result
 from labmesh.transport.call_session import CallSession
 from labmesh.transport.inflow import ItemStream
-from labmesh.transport.pending import Pending, encode_plain, method_of
+from labmesh.transport.pending import Pending, method_of
+from labmesh.transport.plain import encode_plain
 from labmesh.transport.requests import Requests
 
 __all__ = ["CallSession", "Link"]

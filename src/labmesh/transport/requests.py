@@ -38,7 +38,8 @@ from labmesh.protocol.seldom import Seldom
 from labmesh.transport.call_session import CallSession
 from labmesh.transport.channel import Frames
 from labmesh.transport.connection import PING, Connection
-from labmesh.transport.pending import Pending, check_sizes, decode_plain
+from labmesh.transport.pending import Pending, check_sizes
+from labmesh.transport.plain import decode_plain
 from labmesh.transport.sockets import Sockets
 
 __all__ = ["Requests"]
@@ -224,7 +225,7 @@ class Requests(Connection):
             self._take_message([each], now)
 
     def _take_message(self, frames: Frames, now: float) -> None:
-        plain = decode_plain(frames)
+        plain = decode_plain(frames[0]) if len(frames) == 1 else None
         if plain is not None:
             pending = self._caller.heard(plain, now)
             if pending is not None and not pending.future.done():
@@ -336,10 +337,10 @@ class Requests(Connection):
 
 
 def _together(waiting: list[Pending]) -> Iterator[tuple[Sequence[Buffer], list[Pending]]]:
-    """The messages in which these leave: short ones that follow each other in packs."""
-    for is_short, run in itertools.groupby(waiting, key=_is_short):
+    """The messages in which these leave: small calls that follow each other in packs."""
+    for is_small, run in itertools.groupby(waiting, key=_is_small_call):
         group = list(run)
-        if not is_short:
+        if not is_small:
             yield from ((pending.frames or (), [pending]) for pending in group)
             continue
         for start in range(0, len(group), MAX_PACK):
@@ -347,6 +348,7 @@ def _together(waiting: list[Pending]) -> Iterator[tuple[Sequence[Buffer], list[P
             yield [pack([pending.frames[0] for pending in part if pending.frames])], part
 
 
-def _is_short(pending: Pending) -> bool:
+def _is_small_call(pending: Pending) -> bool:
+    """Whether it is worth a pack: calls come in crowds, other requests hardly."""
     frames = pending.frames or ()
-    return len(frames) == 1 and fits(frames[0])
+    return bool(pending.method) and len(frames) == 1 and fits(frames[0])

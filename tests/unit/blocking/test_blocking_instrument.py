@@ -162,6 +162,21 @@ def test_an_error_about_a_large_driver_does_not_list_it_all(
         _ = psu.chanel_7
 
 
+def test_the_name_of_a_channel_tells_how_its_values_are_reached(
+    psu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [ValueInfo(name="ch01.voltage", settable=True), ValueInfo(name="ch01.gate")]
+    monkeypatch.setattr(
+        f"{__name__}.DESCRIPTION",
+        Description(id="1", node_id="Inst-0", epoch="e1", driver="Dac", methods=[], values=values),
+    )
+    reached = r"read them as get\('ch01\.voltage'\), set them as set\('ch01\.voltage', \.\.\.\)"
+    with pytest.raises(AttributeError, match=reached):
+        psu.ch01.voltage = 1.0
+    with pytest.raises(AttributeError, match=reached):
+        psu.ch01 = 1.0
+
+
 def test_looking_at_it_asks_nobody(psu: Any, session: Recorded) -> None:
     assert {"voltage", "serial", "set_voltage", "scan", "get", "batch"} <= set(dir(psu))
     assert "_session" not in dir(psu)

@@ -55,8 +55,8 @@ class Stream(StreamJob):
         self.room = room
         self.ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
-    def put(self, item: Any, hands: Any) -> None:
-        hands.pause()
+    def put(self, item: Any, runner: Any) -> None:
+        runner.pause()
         if self.is_set or len(self.items) == self.room:
             raise Interrupted(self.why or GONE)
         self.items.append(item)
@@ -449,8 +449,8 @@ async def test_a_poll_between_two_items_leaves_the_stream_its_own_flag(caller: C
     class Unread(Stream):
         """Its reader goes away while it is polled."""
 
-        def put(self, item: Any, hands: Any) -> None:
-            hands.pause()
+        def put(self, item: Any, runner: Any) -> None:
+            runner.pause()
             self.items.append(item)
 
     def scan() -> Generator[int, None, None]:

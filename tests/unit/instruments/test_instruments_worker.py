@@ -31,8 +31,8 @@ from labmesh.errors import (
     Stopping,
 )
 from labmesh.instruments.exposure import BoundCall
-from labmesh.instruments.hands import RunningCall
 from labmesh.instruments.jobs import Outcome
+from labmesh.instruments.thread_runner import RunningCall
 from labmesh.instruments.worker import DriverWorker
 
 

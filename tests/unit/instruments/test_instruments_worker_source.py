@@ -280,11 +280,11 @@ class Scan(StreamJob):
         self.items: list[Any] = []
         self.outcome: Outcome | None = None
 
-    def put(self, item: Any, hands: Any) -> None:
-        hands.pause()
+    def put(self, item: Any, runner: Any) -> None:
+        runner.pause()
         while not self.has_room:
             self.waits.set()
-            hands.rest(LIMIT_S)
+            runner.rest(LIMIT_S)
         self.items.append(item)
 
     def make_room(self) -> None:
@@ -421,9 +421,9 @@ async def test_a_scan_does_not_wait_for_news_that_another_thread_waits_for() -> 
     rested: list[bool] = []
 
     class Resting(Scan):
-        def put(self, item: Any, hands: Any) -> None:
+        def put(self, item: Any, runner: Any) -> None:
             eventually(lambda: lab.post.listened, "the other thread waits")
-            rested.append(hands.rest(LIMIT_S))
+            rested.append(runner.rest(LIMIT_S))
 
     scan = Resting(numbers)
     lab.post.arrive(lambda: lab.worker.submit(scan))

@@ -207,6 +207,12 @@ def test_no_call_waits_longer_than_the_limit(asked: float | None, deadline: floa
     assert Callee(limit_s=60.0).deadline_of(asked, 10.0) == deadline
 
 
+@pytest.mark.parametrize("asked", [-1.0, 9.9, 10.0])
+def test_a_call_whose_deadline_has_passed_is_not_taken(asked: float) -> None:
+    with pytest.raises(Expired, match="passed on the way; it was not run"):
+        Callee().deadline_of(asked, 10.0)
+
+
 # ── calls of a session ──────────────────────────────────────────────────────────────────────────
 
 

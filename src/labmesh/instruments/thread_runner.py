@@ -1,4 +1,4 @@
-"""One thread of a driver: how it runs a job, whatever the driver does, and what it lends to it."""
+"""How one thread of a driver runs a job, whatever the driver does, and what it lends to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from labmesh.instruments.cooperation import set_current
 from labmesh.instruments.failures import driver_failure, unsendable_result
 from labmesh.instruments.jobs import Job, Outcome
 
-__all__ = ["RunningCall", "ThreadHands"]
+__all__ = ["RunningCall", "ThreadRunner"]
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ class Worker(Protocol):
 
     name: str
 
-    def run_between(self, slot: int, hands: ThreadHands) -> None:
+    def run_between(self, slot: int, runner: ThreadRunner) -> None:
         """Run what may be run between two items of a long call."""
 
-    def rest(self, slot: int, hands: ThreadHands, timeout_s: float) -> bool:
+    def rest(self, slot: int, runner: ThreadRunner, timeout_s: float) -> bool:
         """Wait for news from outside; False: another thread waits for them."""
 
 
-class ThreadHands:
+class ThreadRunner:
     """What one thread runs jobs with, and lends to each of them meanwhile.
 
     :param slot: which of the worker's threads it is.
@@ -50,7 +50,7 @@ class ThreadHands:
         self._slot = slot
         self._clock = clock
         # It makes its loop with the first coroutine: most drivers have none.
-        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._coroutines = asyncio.Runner(loop_factory=asyncio.new_event_loop)
 
     def perform(self, job: Job) -> Outcome:
         """Run a job; whatever its driver raises is its outcome."""
@@ -83,7 +83,7 @@ class ThreadHands:
         """The value; of an awaitable, what it gives on the thread's own event loop."""
         if not hasattr(type(value), "__await__"):
             return value
-        result, exc = self._runner.run(_settled(value, job))
+        result, exc = self._coroutines.run(_settled(value, job))
         if exc is None:
             return result
         try:
@@ -102,7 +102,7 @@ class ThreadHands:
     def close(self) -> None:
         """End the thread's event loop; in the thread."""
         try:
-            self._runner.close()
+            self._coroutines.close()
         except Exception:
             # Tasks that a driver left on the loop are ended here, and are its author's code.
             log.exception("%s: the event loop of its driver did not close", self._worker.name)
