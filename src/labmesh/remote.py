@@ -194,7 +194,7 @@ class RelayClient:
         await self._client.invoke(self.relay_id, name, args, {}, timeout=timeout, access="set")
 
     async def call_status(
-        self, call: str | OutcomeUnknown, *, session: str | None = None
+        self, call: str | LabmeshError, *, session: str | None = None
     ) -> CallStatus:
         """What became of a call whose outcome is unknown.
 
@@ -203,12 +203,14 @@ class RelayClient:
         :param call: its id, or the error that it ended with.
         :param session: of the client that made it, where that was another one; the error's
             ``detail`` has it.
-        :raises ValueError: the error is that of no call.
+        :raises ValueError: the error is that of no call, or of one whose end is known.
         :raises ConnectionError: the relay cannot be reached.
         """
         if isinstance(call, OutcomeUnknown):
             session = session or call.detail.get("session")
             call = str(call.detail.get("call", ""))
+        elif isinstance(call, LabmeshError):
+            raise ValueError(f"how this call ended is known ({type(call).__name__}): {call}")
         if not call:
             raise ValueError("this error belongs to no call of a session: nobody can tell more")
         own = self._client.session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from typing import Any, Protocol
 
 from labmesh.errors import Expired, LabmeshError, TooLarge
@@ -143,6 +144,10 @@ class ServedCall(Served, Job):
 
 class ServedBatch(Served, BatchJob):
     """An open batch."""
+
+    def may_go_on(self) -> bool:
+        """Each entry begins before the deadline, and under the lease of its batch."""
+        return self.why_not(time.monotonic()) is None
 
     def kept(self, entry: BoundCall, value: Any, unshared: bool) -> Outcome:
         """As it is now: the next call of the batch may change what this one returned.

@@ -121,7 +121,9 @@ except {"KeyboardInterrupt" if caught else "ZeroDivisionError"}:
             process.wait_for("interrupted", END_S)
         else:
             assert process.wait_end(END_S) != 0
-            assert process.errors.rstrip().endswith("KeyboardInterrupt")
+            last = process.errors.rstrip().splitlines()[-2:]
+            assert last[0] == "KeyboardInterrupt"
+            assert "taken back if it had not begun" in last[1]
         eventually(lambda: mine.status().queued == 0, "the call was taken back")
     finally:
         released.set()

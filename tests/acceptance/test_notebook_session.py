@@ -263,7 +263,7 @@ def test_a_driver_hangs_and_everybody_sees_it(
     running = psu.call_status(late.value)
     print(running)
     assert (running.state, running.executed) == ("running", True)
-    with pytest.raises(Expired, match=r"square waited in the queue .*it did not run"):
+    with pytest.raises(Expired, match=r"square waited in the queue .*it was not run"):
         psu.call("square", 3, timeout=0.3)
 
     eventually(lambda: psu.call_status(late.value).state == "returned", "it returns", LIMIT_S)

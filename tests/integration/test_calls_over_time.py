@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from labmesh import cancel_requested, expose
-from labmesh.errors import OutcomeUnknown
+from labmesh.errors import NotSent, OutcomeUnknown
 from labmesh.testing import LocalMesh
 
 LIMIT_S = 10.0
@@ -75,3 +75,12 @@ async def test_a_scan_that_takes_too_long_is_closed() -> None:
             async for _ in oven.stream("ramp", timeout=LIMIT_S):
                 pass
         assert await oven.call("take_log", timeout=LIMIT_S) == ["switched off"]
+
+
+async def test_there_is_nothing_to_settle_where_the_end_is_known() -> None:
+    async with LocalMesh({"oven-0": Oven()}, banks=0) as mesh:
+        oven = await (await mesh.client()).get_relay_agent("oven-0")
+        with pytest.raises(NotSent) as caught:
+            await oven.call("take_log", timeout=0)
+        with pytest.raises(ValueError, match=r"is known \(NotSent\): "):
+            await oven.call_status(caught.value)

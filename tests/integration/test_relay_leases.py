@@ -561,3 +561,18 @@ def test_threads_of_one_script_share_its_lease() -> None:
             for each in threads:
                 each.join()
     assert sorted(supply.log) == [("t0", 0), ("t1", 1), ("t2", 2)]
+
+
+def test_a_lease_whose_object_is_lost_is_not_lost_for_ever() -> None:
+    """In a cell without a name for it, or by Ctrl-C at the wrong moment."""
+    supply = Supply()
+    with ServedMesh({RELAY: supply}, banks=0) as served:
+        psu = served.connect()[RELAY]
+        psu.lease(ttl=TTL_S)
+        with pytest.raises(Locked, match=r"where its object is lost, break_lease\(\) ends it"):
+            psu.lease()
+        psu.break_lease()
+        with psu.lease(ttl=TTL_S):
+            psu.write("mine", 1)
+        psu.write("mine", 2)
+    assert supply.log == [("mine", 1), ("mine", 2)]

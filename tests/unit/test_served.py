@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -63,11 +64,18 @@ class Desk:
             raise self.refusal
 
 
-def opened_at(desk: Desk, job: Any, *, json: bool = False, read_only: bool = False) -> Any:
+def opened_at(
+    desk: Desk,
+    job: Any,
+    *,
+    json: bool = False,
+    read_only: bool = False,
+    deadline: float = math.inf,
+) -> Any:
     """The job of an open call."""
     origin = Origin(b"\0peer", False, json, "1")
     owner = ("alice", "token")
-    opened = OpenCall(owner, origin, "1", "measure", 10.0, True, 0.0)
+    opened = OpenCall(owner, origin, "1", "measure", deadline, True, 0.0)
     job.open_at(desk, opened, 0, read_only)
     return job
 
@@ -157,7 +165,7 @@ def test_a_client_that_speaks_json_gets_the_same(method: str) -> None:
 
 
 def test_a_call_begins_before_its_deadline_or_never() -> None:
-    job = opened_at(Desk(), ServedCall(bound(Scope().number)))
+    job = opened_at(Desk(), ServedCall(bound(Scope().number)), deadline=10.0)
     error = job.refusal(10.0)
     assert error is not None
     assert "waited in the queue until its deadline passed" in str(error)

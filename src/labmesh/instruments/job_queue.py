@@ -71,7 +71,10 @@ class JobQueue:
         return self.calls.popitem(last=False)[0] if self.calls else None
 
     def pop_harmless(self) -> Job | None:
-        """What may go in the middle of a long call: the poll, and calls that change nothing."""
+        """What may go in the middle of a long call: urgent jobs, which cannot wait for its end,
+        the poll, and calls that change nothing."""
+        if self._urgent:
+            return self._urgent.popleft()
         if self._poll_waits:
             self._poll_waits = False
             return self._poll

@@ -138,13 +138,17 @@ class BatchJob(Job):
         """Run them; what is missing in the list did not run."""
         outcomes: list[Outcome] = []
         for entry in self.entries:
-            if self.is_set:
+            if self.is_set or not self.may_go_on():
                 break
             outcome = self._run(entry, runner)
             outcomes.append(outcome)
             if outcome.error is not None and not self.keep_going:
                 break
         return outcomes
+
+    def may_go_on(self) -> bool:
+        """Asked before each entry; False: neither it nor those behind it run."""
+        return True
 
     def _run(self, entry: BoundCall, runner: Runner) -> Outcome:
         try:

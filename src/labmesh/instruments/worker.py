@@ -294,14 +294,16 @@ class DriverWorker:
         return source.read()
 
     def run_between(self, slot: int, runner: ThreadRunner) -> None:
-        """Between two items of a long call, in the thread of that call: the poll that waits, and
-        calls that change nothing."""
+        """Between two items of a long call, which is not to end: what cannot or need not wait."""
+        running = self._running[slot]
         for _ in range(_BETWEEN):
             with self.lock:
-                job = self._next_harmless()
+                job = self._next_harmless(running)
             if job is None:
                 break
+            self._running[slot] = RunningCall(job.method, self._clock(), job)  # it may hang, too
             outcome = runner.perform(job)
+            self._running[slot] = running
             if job.on_loop:
                 self._report(job, outcome)
                 continue
@@ -313,9 +315,7 @@ class DriverWorker:
             except Exception:
                 # As in _run: the long call goes on, whatever becomes of another one's result.
                 log.exception("%s: the result of %s was lost", self.name, job.method)
-        running = self._running[slot]
-        if running is not None:
-            set_current(running.job)
+        set_current(None if running is None else running.job)
 
     def rest(self, slot: int, runner: ThreadRunner, timeout_s: float) -> bool:
         """Wait in the middle of a long call, as a thread without work does, and run what may be run
@@ -333,8 +333,8 @@ class DriverWorker:
         self.run_between(slot, runner)
         return source is not None
 
-    def _next_harmless(self) -> Job | None:
-        if self._stopping:
+    def _next_harmless(self, long: RunningCall | None) -> Job | None:
+        if self._stopping or (long is not None and long.job.is_set):
             return None
         if not self._is_listening:
             self._read(self._clock())

@@ -294,5 +294,5 @@ def held_already(relay_id: str, fence: int, note: str) -> str:
     """What a client is told that acquires a lease twice, by whoever notices first."""
     return (
         f"this client holds the lease of {relay_id} already (fence {fence}, note {note!r}): "
-        "release that one first"
+        "release that one first; where its object is lost, break_lease() ends it"
     )
