@@ -118,11 +118,10 @@ class StuckWatch:
         """Tell of each of them, once. On the loop, under the lock."""
         for running in self._worker.running_calls:
             job = running.job
-            limit_s = job.call.timeout_s
-            is_over = bool(limit_s) and now >= running.since + limit_s
+            is_over = now >= job.may_run_until(running.since)
             # Once: a coroutine that cleans up must not be cancelled again in the middle of that.
             if is_over and isinstance(job, Served) and job.opened.ended is None:
-                self._end(job.opened, Outcome(error=_stuck(self._relay_id, job.method, limit_s)))
+                self._end(job.opened, Outcome(error=_stuck(self._relay_id, job.method)))
                 job.interrupt(_OVER_TIME)
             if not job.told_stuck and _is_stuck(job, running.since, now):
                 job.told_stuck = True
@@ -136,14 +135,14 @@ class StuckWatch:
 
 
 def _is_stuck(job: Job, since: float, now: float) -> bool:
-    if job.call.timeout_s:
-        return now >= since + job.call.timeout_s
-    return isinstance(job, Served) and now >= job.opened.deadline
+    return now >= job.may_run_until(since) or (
+        isinstance(job, Served) and now >= job.opened.deadline
+    )
 
 
-def _stuck(relay_id: str, method: str, limit_s: float) -> LabmeshError:
+def _stuck(relay_id: str, method: str) -> LabmeshError:
     return OutcomeUnknown(
-        f"{method} has run for {limit_s:g} s, as long as it may, and {relay_id} cannot stop it: "
-        "look at the instrument; until it ends other calls wait",
+        f"{method} has run for as long as it may, and {relay_id} cannot stop it: look at the "
+        "instrument; until it ends other calls wait",
         state="running",
     )

@@ -118,8 +118,8 @@ class Calls:
             return await self._links.reached(relay_id, ask, deadline)
         except _AGAIN as exc:
             until = time.monotonic() + _AGAIN_S if timeout is None else deadline
-            repeatable = method if access == "call" else ""
-            return await self._again(relay_id, repeatable, ask, min(deadline, until), began, exc)
+            again = _repeatable(method, access)
+            return await self._again(relay_id, again, ask, min(deadline, until), began, exc)
 
     async def settle(
         self,
@@ -142,16 +142,16 @@ class Calls:
                 request, reply, deadline=deadline, sent_at=sent_at, heard_at=heard_at
             )
         except _AGAIN as exc:
-            repeatable = ""
-            if isinstance(request, Call) and request.access == "call":
-                repeatable = request.method
+            again = ""
+            if isinstance(request, Call):
+                again = _repeatable(request.method, request.access)
 
             def ask(link: Link, left_s: float) -> Awaitable[Result | BatchResult]:
                 return link.request(request, reply, timeout=left_s)
 
             until = min(deadline, time.monotonic() + _AGAIN_S)
             began = 0.0 if sent_at is None else sent_at
-            return await self._again(relay_id, repeatable, ask, until, began, exc)
+            return await self._again(relay_id, again, ask, until, began, exc)
 
     async def stream(
         self,
@@ -173,8 +173,9 @@ class Calls:
 
     def learn(self, description: Description) -> None:
         """Which methods of a relay may be called again."""
-        methods = frozenset(each.name for each in description.methods if each.idempotent)
-        self._idempotent[description.node_id] = (description.epoch, methods)
+        again = [each.name for each in description.methods if each.idempotent]
+        again += [_repeatable(each.name, "set") for each in description.values if each.idempotent]
+        self._idempotent[description.node_id] = (description.epoch, frozenset(again))
 
     # ── again ───────────────────────────────────────────────────────────────────────────────────
 
@@ -231,6 +232,13 @@ class Calls:
         except LabmeshError:
             # Not to be told which methods may be called again is to call none again.
             return
+
+
+def _repeatable(name: str, access: Access) -> str:
+    """By which name it is known whether this may be done again; empty: it never is."""
+    if access == "set":
+        return f"{name} ="
+    return name if access == "call" else ""
 
 
 def _closed(relay_id: str, request: Invocation) -> OutcomeUnknown:

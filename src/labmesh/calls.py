@@ -7,6 +7,7 @@ and answers them; the relay's loop while that thread is busy, or when time passe
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from labmesh.errors import (
     BadArguments,
     Cancelled,
     Conflict,
+    Expired,
     LabmeshError,
     OutcomeUnknown,
     Stopping,
@@ -53,6 +55,8 @@ from labmesh.served import (
     ServedBatch,
     ServedCall,
     ServedStream,
+    given_up,
+    is_given_up,
     kept_value,
     overdue,
 )
@@ -60,6 +64,8 @@ from labmesh.transport.answering import Answer, Origin
 from labmesh.transport.shared import SharedService
 
 __all__ = ["CallDesk"]
+
+log = logging.getLogger(__name__)
 
 #: Publishes the news of a relay: kind of the event, value.
 News = Callable[[str, Any], None]
@@ -229,6 +235,9 @@ class CallDesk:
     ) -> None:
         if self._refusing:
             raise Stopping(f"{self._relay_id} is shutting down; {method} was not run")
+        arrive_by = request.arrive_by
+        if arrive_by is not None and not now <= arrive_by:
+            raise Expired(f"{method} arrived after its caller had given it up; it was not run")
         callee = self._callee
         deadline = callee.deadline_of(request.deadline, now)
         opened = OpenCall(owner, origin, request.id, method, deadline, bool(request.session), now)
@@ -301,12 +310,16 @@ class CallDesk:
         """A call ended: its caller is told, once."""
         if opened.ended is not None:
             return
-        del self._served[opened]
+        job = self._served.pop(opened)
         error = outcome.error
         ended: CallEnd = "returned"
         if error is None:
             reply = outcome.value
         else:
+            if job.is_set and "Interrupted" not in str(error.detail.get("exception_type")):
+                # Its caller does not wait any more: nobody else would hear of it.
+                text = "%s: %s was told to end, and failed: %s"
+                log.warning(text, self._relay_id, opened.method, error)
             # What is remembered must not keep the frames alive that it was raised in.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             opened.error = error
@@ -339,8 +352,12 @@ class CallDesk:
         for opened in self._callee.overdue(now):
             self._take_back(opened, overdue(opened.method))
         for opened, alive in self._callee.signs(now):
-            if not self.say(opened, self._service.encode(opened.origin, alive)):
+            if self.say(opened, self._service.encode(opened.origin, alive)):
+                opened.heard_at = now
+            elif opened.begun_at is not None:
                 self._served[opened].reader_is_gone()
+            elif is_given_up(opened, now):
+                self._take_back(opened, given_up(opened.method))
         self._stuck.look(now)
         self._service.flush()
         return self._watch.pause_s(

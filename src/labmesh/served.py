@@ -29,6 +29,9 @@ __all__ = [
 
 #: How often a stream that waits for its reader lets a poll through.
 _POLL_S = 0.05
+#: A caller gives a call up of which it has heard nothing for 4 s: from a little earlier on it must
+#: not begin.
+_GIVEN_UP_S = 3.5
 #: Why a call is ended while it runs.
 TAKEN_BACK = "its caller took it back"
 CALLER_IS_GONE = "its caller is gone"
@@ -63,6 +66,20 @@ def overdue(method: str) -> Expired:
     """What the caller of a call is told that waited for too long."""
     return Expired(
         f"{method} waited in the queue until its deadline passed; it was not run and will not be"
+    )
+
+
+def is_given_up(opened: OpenCall, now: float) -> bool:
+    """Whether the caller of a call that waits has heard nothing of it for so long that it must have
+    given it up: it is gone, or this relay stood still."""
+    return opened.kept and now - max(opened.accepted_at, opened.heard_at) > _GIVEN_UP_S
+
+
+def given_up(method: str) -> Expired:
+    """What is noted of a call that its caller no longer waits for."""
+    return Expired(
+        f"{method} waited in the queue, and its caller heard nothing of it for {_GIVEN_UP_S:g} s; "
+        "it was not run and will not be"
     )
 
 
@@ -101,6 +118,8 @@ class Served:
         opened = self.opened
         if now >= opened.deadline:
             return overdue(opened.method)
+        if is_given_up(opened, now):
+            return given_up(opened.method)
         if not self.read_only:
             try:
                 self.desk.check_write(opened.owner, self.fence, now)

@@ -35,6 +35,8 @@ RELAY = "Inst-0"
 CALLS = 100
 TIMEOUT_S = 1.0
 LIMIT_S = 20.0
+#: A caller without a timeout gives up when it has heard nothing for so long.
+GIVEN_UP_S = 4.0
 
 
 def recording_relay(places: Places, journal: Journal, **options: Any) -> Process:
@@ -129,6 +131,60 @@ async def test_a_stopped_relay_runs_nothing_of_what_it_missed(
             "told otherwise": [each for each in by_hand.values() if each.error != "expired"],
         },
         f"told: {sum(each.error == 'expired' for each in by_hand.values())} expired",
+    )
+
+
+async def test_what_a_caller_has_given_up_does_not_begin_later(
+    places: Places, journal: Journal
+) -> None:
+    """FR1 with callers who have time: they hear nothing for 4 s, and are told; their deadlines are
+    far away when the relay goes on. Half of their calls were in the queue before it stopped."""
+    history = History()
+    with ExitStack() as stack:
+        async with places.broker(), places.client() as client:
+            relay_process = stack.enter_context(recording_relay(places, journal))
+            await asyncio.to_thread(relay_process.wait_for, "^ready", LIMIT_S)
+            relay = await client.get_relay_agent(RELAY, wait=LIMIT_S)
+            await relay.call("move", "first")
+            busy = asyncio.create_task(relay.call("busy", 2.0, timeout=LIMIT_S))
+            while (await relay.status()).facts["busy_with"] != "busy":
+                assert not busy.done()
+
+            def begin(first: int) -> list[asyncio.Task[Operation]]:
+                return [
+                    asyncio.create_task(
+                        history.watch(
+                            f"patient-{number}",
+                            relay.call("move", f"patient-{number}", timeout=None),
+                            GIVEN_UP_S,
+                        )
+                    )
+                    for number in range(first, first + CALLS // 2)
+                ]
+
+            calls = begin(0)
+            while (await relay.status()).facts["queued"] < CALLS // 2:
+                assert not busy.done()
+            relay_process.stop()
+            with Lag() as lag:
+                calls += begin(CALLS // 2)
+                await asyncio.gather(*calls)
+            relay_process.cont()
+            with pytest.raises(OutcomeUnknown):
+                await busy
+            for number in range(3 * CALLS):
+                await relay.call("put", f"after-{number}", timeout=LIMIT_S)
+    ran = [each.tag for each in journal.executions if each.tag.startswith("patient-")]
+    conclude(
+        "FR1 (no timeout)",
+        "SIGSTOP until all were told",
+        len(calls),
+        {
+            "ran after their callers were told": ran,
+            "not told": history.not_told(),
+            "too late": history.overrun(lag.worst_s + 0.5),
+        },
+        f"told: {dict(history.told())}",
     )
 
 

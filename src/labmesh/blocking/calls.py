@@ -17,6 +17,7 @@ from labmesh.errors import (
     StaleEpoch,
     error_from_wire,
 )
+from labmesh.protocol.caller import SILENCE_S
 from labmesh.protocol.messages import (
     Access,
     Batch,
@@ -75,6 +76,7 @@ class BlockingCalls:
                 deadline=deadline + ahead_s,
                 session=client.session.token,
                 fence=client.fences.of(relay_id),
+                arrive_by=_arrive_by(deadline, ahead_s),
                 method=method,
                 args=args,
                 kwargs=kwargs,
@@ -110,6 +112,7 @@ class BlockingCalls:
                 deadline=deadline + ahead_s,
                 session=client.session.token,
                 fence=client.fences.of(relay_id),
+                arrive_by=_arrive_by(deadline, ahead_s),
                 calls=calls,
                 keep_going=keep_going,
             )
@@ -191,3 +194,10 @@ class BlockingCalls:
             raise Unsettled(error.text, time.monotonic())
         if error.executed is not False or not isinstance(error, _ELSEWHERE):
             raise error
+
+
+def _arrive_by(deadline: float, ahead_s: float) -> float | None:
+    """When a call that leaves now is given up, if nothing is heard of it, in the node's clock;
+    None: not before its deadline."""
+    given_up_at = time.monotonic() + SILENCE_S
+    return None if deadline <= given_up_at else given_up_at + ahead_s

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
@@ -88,6 +90,11 @@ class Job(CancelFlag):
         """It ended. Called once, unless it was taken out of the queue."""
         raise NotImplementedError
 
+    def may_run_until(self, since: float) -> float:
+        """When (monotonic) a job that began at ``since`` has run for as long as its driver allows;
+        in any thread."""
+        return _limit(self.call, since)
+
     def interrupt(self, why: str) -> None:
         """Tell a job that runs that nobody waits for it; in any thread.
 
@@ -118,6 +125,10 @@ class Job(CancelFlag):
             task.cancel()
 
 
+def _limit(call: BoundCall, since: float) -> float:
+    return since + call.timeout_s if call.timeout_s else math.inf
+
+
 class BatchJob(Job):
     """Several calls, one behind the other; its value is a list of outcomes.
 
@@ -125,7 +136,7 @@ class BatchJob(Job):
     :param keep_going: also behind one that failed.
     """
 
-    __slots__ = ("entries", "keep_going", "relay_id")
+    __slots__ = ("_running", "_since", "entries", "keep_going", "relay_id")
 
     def __init__(self, entries: Sequence[BoundCall], *, keep_going: bool, relay_id: str) -> None:
         names = ", ".join(each.method for each in entries)
@@ -133,6 +144,13 @@ class BatchJob(Job):
         self.entries = entries
         self.keep_going = keep_going
         self.relay_id = relay_id
+        self._running: BoundCall | None = None
+        self._since = 0.0
+
+    def may_run_until(self, since: float) -> float:
+        """The limit is that of the call of it that runs now."""
+        running = self._running
+        return math.inf if running is None else _limit(running, self._since)
 
     def execute(self, runner: Runner) -> list[Outcome]:
         """Run them; what is missing in the list did not run."""
@@ -140,6 +158,7 @@ class BatchJob(Job):
         for entry in self.entries:
             if self.is_set or not self.may_go_on():
                 break
+            self._running, self._since = entry, time.monotonic()
             outcome = self._run(entry, runner)
             outcomes.append(outcome)
             if outcome.error is not None and not self.keep_going:

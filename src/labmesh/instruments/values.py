@@ -87,6 +87,7 @@ def _value(path: str, name: str, raw: Any, driver: object, kind: type) -> Value 
         type=type_text(annotation),
         gettable=gettable,
         settable=settable,
+        idempotent=settable and writing.idempotent,
         limits=limits_of(annotation) if commands is None else commands.limits,
     )
     return Value(

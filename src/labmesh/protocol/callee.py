@@ -140,6 +140,7 @@ class Callee:
             if known.method != method:
                 raise Conflict(f"call {request.id} was {known.method}; a new call needs a new id")
             known.origin = origin
+            known.heard_at = now
             return known
         if request.session:
             self._past.refuse_used(owner, request.id)

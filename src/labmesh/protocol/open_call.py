@@ -34,6 +34,8 @@ class OpenCall(Struct, eq=False, gc=False):
     kept: bool
     accepted_at: float
     begun_at: float | None = None
+    #: when its caller was last sent a sign of life, or has last sent it
+    heard_at: float = 0.0
     ended: Ended | None = None
     ended_at: float = 0.0
     #: the frames of its last reply, while they are kept

@@ -112,6 +112,7 @@ class Link(Requests):
             kwargs=kwargs,
             access=access,
             fence=fence,
+            arrive_by=self._arrive_by(deadline, now),
         )
         pending = Pending(
             call,

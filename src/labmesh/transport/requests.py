@@ -20,7 +20,7 @@ from labmesh.errors import (
     StaleEpoch,
     error_from_wire,
 )
-from labmesh.protocol.caller import Caller, Ended
+from labmesh.protocol.caller import SILENCE_S, Caller, Ended
 from labmesh.protocol.codec import Buffer, Decoded
 from labmesh.protocol.messages import (
     Cancel,
@@ -143,9 +143,17 @@ class Requests(Connection):
             "epoch": self.epoch,
             "deadline": self._clock.translate(pending.deadline),
         }
+        if isinstance(pending.request, Invocation):
+            filled["arrive_by"] = self._arrive_by(pending.deadline, time.monotonic())
         if isinstance(pending.request, SessionRequest) and not pending.request.session:
             filled["session"] = self._session.token
         return msgspec.structs.replace(pending.request, **filled)
+
+    def _arrive_by(self, deadline: float, now: float) -> float | None:
+        """When a call that leaves now is given up, if nothing is heard of it, in the node's clock;
+        None: not before its deadline."""
+        given_up_at = now + SILENCE_S
+        return None if deadline <= given_up_at else self._clock.translate(given_up_at)
 
     def _encoded(self, request: Request, body: Buffer | None) -> list[Buffer]:
         frames = self._codec.encode(request, body)

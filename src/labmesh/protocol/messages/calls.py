@@ -53,6 +53,9 @@ class Invocation(SessionRequest, frozen=True, kw_only=True, omit_defaults=True):
 
     #: the lease under which this is sent; 0: none. Another lease than the one in force is a 423
     fence: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    #: seconds of the *target's* monotonic clock by which this must have arrived: a caller that
+    #: hears nothing gives a call up long before its deadline, and then it must not begin any more
+    arrive_by: float | None = None
 
 
 class Call(Invocation, frozen=True, kw_only=True, omit_defaults=True, tag="call"):

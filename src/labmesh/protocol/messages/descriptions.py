@@ -58,6 +58,8 @@ class ValueInfo(Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: Annotated[str, SHORT_TEXT] = ""
     gettable: bool = True
     settable: bool = False
+    #: to write it twice is to write it once
+    idempotent: bool = False
     limits: ValueLimits = field(default_factory=ValueLimits)
 
 
