@@ -26,6 +26,7 @@ REQUEST_S = 5.0
 _REACH_S = 4.0
 #: A node that is not reached where it was is looked up again so often.
 _LOOK_AGAIN_S = 0.5
+_MOVES_S = 0.2
 #: How many pieces of datasets and how many questions a client has under way at one bank: together
 #: half of what the bank holds for a connection, because libzmq counts what was read in halves.
 _FETCHES, _QUESTIONS = 6, 2
@@ -217,6 +218,10 @@ class NodeLinks:
         record = self._roster.get(node_id)
         if record is None or link is not None:
             record = await self._look_up(node_id, timeout)
+        if record is None and link is not None and self._broker.up and timeout > _MOVES_S:
+            # It may be on its way to another address: then it is listed again in a moment.
+            await asyncio.sleep(_MOVES_S)
+            record = await self._look_up(node_id, timeout - _MOVES_S)
         if self._closed:
             raise Stopping("this client was closed; nothing was sent")
         link = self._links.get(key)  # another task may have made it meanwhile

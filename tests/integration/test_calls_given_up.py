@@ -65,7 +65,7 @@ async def test_a_call_that_waits_is_taken_back_when_its_client_is_gone(
 async def test_a_call_whose_caller_heard_nothing_for_too_long_does_not_begin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The relay's loop stood still, so that nobody gave signs of life; the driver's thread did not."""
+    """The relay's loop stood still, and gave no signs of life; its driver's thread worked on."""
     monkeypatch.setattr("labmesh.served._GIVEN_UP_S", 0.2)
     driver = Stage()
     async with LocalMesh({"stage": driver}, banks=0) as mesh:

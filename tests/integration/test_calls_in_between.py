@@ -100,7 +100,7 @@ async def test_a_call_that_hangs_in_the_middle_of_a_stream_is_reported() -> None
     async with lab() as (stage, _mesh, relay):
         stream = relay.stream("monitor")
         assert await anext(stream) == 0
-        with pytest.raises(OutcomeUnknown, match=r"position has run for 0\.1 s, as long"):
+        with pytest.raises(OutcomeUnknown, match=r"position has run for as long"):
             await relay.call("position", timeout=LIMIT_S)
         facts = (await relay.status()).facts
         assert facts["busy_with"] == "position"

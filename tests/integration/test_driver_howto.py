@@ -38,7 +38,12 @@ async def test_what_is_said_is_told(relay: RelayClient) -> None:
     description = await relay.describe()
     assert description.values == [
         ValueInfo(
-            name="voltage", doc="The output voltage.", type="float", settable=True, limits=VOLTS
+            name="voltage",
+            doc="The output voltage.",
+            type="float",
+            settable=True,
+            idempotent=True,
+            limits=VOLTS,
         )
     ]
     methods = {each.name: each for each in description.methods}

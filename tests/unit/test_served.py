@@ -75,7 +75,7 @@ def opened_at(
     """The job of an open call."""
     origin = Origin(b"\0peer", False, json, "1")
     owner = ("alice", "token")
-    opened = OpenCall(owner, origin, "1", "measure", deadline, True, 0.0)
+    opened = OpenCall(owner, origin, "1", "measure", deadline, False, 0.0)
     job.open_at(desk, opened, 0, read_only)
     return job
 
