@@ -1,6 +1,7 @@
 """Short plain messages take a short way through the codec; it must lead to the same place."""
 
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -282,7 +283,7 @@ CALL = [("id", "7"), ("method", "m")]
         (Call, [*CALL, ("args", [0] * 257)]),
         (Call, [*CALL, ("args", [math.nan, None, True, "a"])]),
     ],
-    ids=str,
+    ids=lambda each: re.sub(r" object at 0x\w+", "", str(each)),
 )
 def test_the_short_way_in_refuses_and_takes_the_same(kind, pairs):
     assert_decoded_alike([wire(kind, pairs)])
