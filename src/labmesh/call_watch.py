@@ -19,7 +19,7 @@ __all__ = ["CallWatch", "StuckWatch"]
 log = logging.getLogger(__name__)
 
 #: How often the loop looks after calls while the driver's thread is busy, and how long after.
-_TICK_S = 0.01
+_TICK_S = 0.005
 _LINGER_S = 0.1
 _SEVERAL = 3
 #: Why a call is told to end that outlasts its time.

@@ -32,7 +32,7 @@ _REMEMBERED = 1000
 _BETWEEN = 8
 #: A source that was not emptied for so long is emptied before the next call, so that what waits in
 #: it is known, and gets its signs of life.
-READ_S = 0.005
+READ_S = 0.003
 
 
 class DriverWorker:
