@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from typing import Any
 
 import pytest
 from tests.support.by_hand import connected
@@ -34,6 +35,15 @@ class Stage:
         assert self.free.wait(LIMIT_S)
 
 
+async def kept_busy(mesh: LocalMesh, driver: Stage) -> tuple[RelayClient, str, asyncio.Task[Any]]:
+    """The stage, its address, and the call that keeps it busy."""
+    client = await mesh.client()
+    stage = await client.get_relay_agent("stage")
+    holding = asyncio.create_task(stage.call("hold"))
+    await until(driver.busy.is_set, what="the stage is busy")
+    return stage, client.health("stage").endpoint, holding
+
+
 async def queue_has(relay: RelayClient, count: int) -> None:
     """Wait until so many calls wait."""
     deadline = time.monotonic() + LIMIT_S
@@ -48,11 +58,8 @@ async def test_a_call_that_waits_is_taken_back_when_its_client_is_gone(
     monkeypatch.setattr("labmesh.protocol.callee.SIGN_INTERVAL_S", 0.1)
     driver = Stage()
     async with LocalMesh({"stage": driver}, banks=0) as mesh:
-        client = await mesh.client()
-        stage = await client.get_relay_agent("stage")
-        holding = asyncio.create_task(stage.call("hold"))
-        await until(driver.busy.is_set, what="the stage is busy")
-        with connected(client.health("stage").endpoint, SESSION) as (gone,):
+        stage, endpoint, holding = await kept_busy(mesh, driver)
+        with connected(endpoint, SESSION) as (gone,):
             gone.send("call", "1", method="move", args=["of the dead"])
             await queue_has(stage, 1)
         await queue_has(stage, 0)
@@ -69,11 +76,8 @@ async def test_a_call_whose_caller_heard_nothing_for_too_long_does_not_begin(
     monkeypatch.setattr("labmesh.served._GIVEN_UP_S", 0.2)
     driver = Stage()
     async with LocalMesh({"stage": driver}, banks=0) as mesh:
-        client = await mesh.client()
-        stage = await client.get_relay_agent("stage")
-        holding = asyncio.create_task(stage.call("hold"))
-        await until(driver.busy.is_set, what="the stage is busy")
-        with connected(client.health("stage").endpoint, SESSION) as (patient,):
+        stage, endpoint, holding = await kept_busy(mesh, driver)
+        with connected(endpoint, SESSION) as (patient,):
             patient.send("call", "1", method="move", args=["late"])
             await queue_has(stage, 1)
             desk = mesh.relays["stage"]._desk

@@ -17,7 +17,7 @@ from labmesh.errors import (
     StaleEpoch,
     error_from_wire,
 )
-from labmesh.protocol.caller import SILENCE_S
+from labmesh.protocol.caller import given_up_at
 from labmesh.protocol.messages import (
     Access,
     Batch,
@@ -197,7 +197,6 @@ class BlockingCalls:
 
 
 def _arrive_by(deadline: float, ahead_s: float) -> float | None:
-    """When a call that leaves now is given up, if nothing is heard of it, in the node's clock;
-    None: not before its deadline."""
-    given_up_at = time.monotonic() + SILENCE_S
-    return None if deadline <= given_up_at else given_up_at + ahead_s
+    """:func:`given_up_at` in the node's clock."""
+    instant = given_up_at(deadline, time.monotonic())
+    return None if instant is None else instant + ahead_s

@@ -68,6 +68,7 @@ def _evaluated(annotation: Any, names: Mapping[str, Any], kind: type) -> Any:
     try:
         return eval(annotation, dict(names), dict(vars(kind)))
     except Exception:
+        # Text of the driver's author: its names may be missing, and evaluating it may do anything.
         return annotation
 
 
@@ -76,6 +77,7 @@ def limits_of(annotation: Any) -> ValueLimits:
     try:
         return _limits_of(annotation, _DEEPEST)
     except Exception:
+        # Objects of the driver's author: their attributes may raise, and what they say is extra.
         return NO_LIMITS
 
 

@@ -13,7 +13,7 @@ from typing import Generic, Literal, TypeVar
 from labmesh.errors import LabmeshError, LinkLost, NoAnswer, NotSent, OutcomeUnknown, StaleEpoch
 from labmesh.protocol.messages import Alive, Item, Reply
 
-__all__ = ["Caller", "ClockOffset", "OpenRequest"]
+__all__ = ["Caller", "ClockOffset", "OpenRequest", "given_up_at"]
 
 #: A caller gives a call up when nothing at all was heard of it for so long.
 SILENCE_S = 4.0
@@ -27,6 +27,12 @@ _GRAIN_S = 0.01
 #: How often a request that was refused for its epoch is sent anew; a relay that is really
 #: restarted refuses it once a restart.
 _REFUSALS = 3
+
+
+def given_up_at(deadline: float, now: float) -> float | None:
+    """When a call that leaves now is given up if nothing is heard of it; None: at its deadline."""
+    silent_until = now + SILENCE_S
+    return None if deadline <= silent_until else silent_until
 
 
 class ClockOffset:

@@ -20,7 +20,7 @@ from labmesh.errors import (
     StaleEpoch,
     error_from_wire,
 )
-from labmesh.protocol.caller import SILENCE_S, Caller, Ended
+from labmesh.protocol.caller import Caller, Ended, given_up_at
 from labmesh.protocol.codec import Buffer, Decoded
 from labmesh.protocol.messages import (
     Cancel,
@@ -150,10 +150,9 @@ class Requests(Connection):
         return msgspec.structs.replace(pending.request, **filled)
 
     def _arrive_by(self, deadline: float, now: float) -> float | None:
-        """When a call that leaves now is given up, if nothing is heard of it, in the node's clock;
-        None: not before its deadline."""
-        given_up_at = now + SILENCE_S
-        return None if deadline <= given_up_at else self._clock.translate(given_up_at)
+        """:func:`given_up_at` in the node's clock."""
+        instant = given_up_at(deadline, now)
+        return None if instant is None else self._clock.translate(instant)
 
     def _encoded(self, request: Request, body: Buffer | None) -> list[Buffer]:
         frames = self._codec.encode(request, body)

@@ -24,6 +24,7 @@ from labmesh.protocol.caller import (
     Caller,
     ClockOffset,
     OpenRequest,
+    given_up_at,
 )
 from labmesh.protocol.messages import Alive, Done, Failure, Item, Result
 
@@ -553,3 +554,9 @@ def _play(history: History, move: str, which: int, step_s: float) -> None:
             history.end_all(caller.expire(history.now))
             for each in history.requests.values():
                 assert history.latest_end(each) > history.now
+
+
+def test_silence_ends_a_call_before_a_deadline_that_is_far_away_and_no_other() -> None:
+    assert given_up_at(deadline=100.0 + 2 * SILENCE_S, now=100.0) == 100.0 + SILENCE_S
+    assert given_up_at(deadline=math.inf, now=100.0) == 100.0 + SILENCE_S
+    assert given_up_at(deadline=100.0 + SILENCE_S, now=100.0) is None
