@@ -25,6 +25,7 @@
     ├── Busy                                   429  busy             not executed
     ├── Cancelled                              499  cancelled        not executed
     ├── StorageError (OSError)                 500  storage
+    │   ├── Damaged                            422  damaged
     │   └── NoSpace                            507  no_space
     ├── InternalError                          500  internal
     ├── DriverError                            500  driver           executed
@@ -52,6 +53,7 @@ __all__ = [
     "ChecksumMismatch",
     "ConfigError",
     "Conflict",
+    "Damaged",
     "DriverError",
     "Expired",
     "Forbidden",
@@ -270,6 +272,13 @@ class StorageError(LabmeshError, OSError):
 
     code = 500
     name = "storage"
+
+
+class Damaged(StorageError):
+    """Stored bytes are no longer what was stored; they are set aside and never served."""
+
+    code = 422
+    name = "damaged"
 
 
 class NoSpace(StorageError):

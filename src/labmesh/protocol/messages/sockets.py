@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from labmesh.protocol.messages.bank import (
+    Annotate,
     ChunkStored,
     Committed,
     DatasetPage,
+    DeleteDataset,
     Fetch,
     Fetched,
     GetDataset,
+    GetHistory,
+    History,
     ListDatasets,
+    ListTrash,
+    RestoreDataset,
+    SearchDatasets,
+    TrashPage,
     UploadAbort,
     UploadChunk,
     UploadCommit,
     UploadGranted,
     UploadStart,
+    Verified,
+    VerifyDataset,
 )
 from labmesh.protocol.messages.calls import (
     Alive,
@@ -68,7 +78,20 @@ RELAY_REQUESTS = (
     Describe,
 )
 INGEST_REQUESTS = (Ping, GetStatus, UploadStart, UploadChunk, UploadCommit, UploadAbort)
-RETRIEVE_REQUESTS = (Ping, GetStatus, ListDatasets, GetDataset, Fetch)
+RETRIEVE_REQUESTS = (
+    Ping,
+    GetStatus,
+    ListDatasets,
+    SearchDatasets,
+    GetDataset,
+    GetHistory,
+    Annotate,
+    DeleteDataset,
+    RestoreDataset,
+    ListTrash,
+    VerifyDataset,
+    Fetch,
+)
 
 #: What a caller's DEALER socket decodes.
 REPLIES = (
@@ -90,5 +113,8 @@ REPLIES = (
     ChunkStored,
     Committed,
     DatasetPage,
+    History,
+    TrashPage,
+    Verified,
     Fetched,
 )
