@@ -1,1 +1,1 @@
-"""What ``benchmarks/rpc.py`` is made of."""
+"""What the benchmarks are made of."""

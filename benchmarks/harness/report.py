@@ -11,13 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.candidates import RAW, Candidate, Measurement
-from harness.rounds import Pace, Results
-from harness.targets import verdicts
+from harness.candidates import Candidate, Measurement
+from harness.rounds import Results
+from harness.suite import Pace
 
 __all__ = ["document", "text"]
-
-_LABMESH = ("labmesh-blocking", "labmesh-async")
 
 
 def text(results: Results, pace: Pace) -> str:
@@ -27,13 +25,14 @@ def text(results: Results, pace: Pace) -> str:
         f"Medians of {pace.rounds} rounds. {_machine_line()}",
         _table(_headings(results.measurements), [_absolute(each, results) for each in rows]),
     ]
-    if RAW in results.rounds:
-        parts.append(f"As ratios to {RAW} (times: less is better; /s: more is better)")
-        parts.append(_ratios(rows, results, [RAW]))
-    if any(each in results.rounds for each in _LABMESH):
+    suite = results.suite
+    if suite.base in results.rounds:
+        parts.append(f"As ratios to {suite.base} (times: less is better; /s: more is better)")
+        parts.append(_ratios(rows, results, [suite.base]))
+    if any(each in results.rounds for each in suite.ours):
         parts.append("As ratios to labmesh (in each column, to the better one of its clients)")
-        parts.append(_ratios(rows, results, _LABMESH))
-    parts.append("Targets\n" + "\n".join(f"  {each}" for each in verdicts(results)))
+        parts.append(_ratios(rows, results, suite.ours))
+    parts.append("Targets\n" + "\n".join(f"  {each}" for each in results.suite.verdicts(results)))
     if results.failures:
         left_out = [f"  {name}: {reason}" for name, reason in results.failures.items()]
         parts.append("Left out\n" + "\n".join(left_out))
@@ -54,7 +53,7 @@ def document(results: Results, pace: Pace) -> dict[str, Any]:
             }
             for candidate, measured in results.rounds.items()
         },
-        "targets": [asdict(each) for each in verdicts(results)],
+        "targets": [asdict(each) for each in results.suite.verdicts(results)],
         "left_out": results.failures,
         "rounds": results.rounds,
     }
@@ -64,9 +63,10 @@ def document(results: Results, pace: Pace) -> dict[str, Any]:
 
 
 def _headings(measurements: Sequence[Measurement]) -> list[str]:
-    titles = ["", *(f"{each.title} {each.unit}" for each in measurements)]
-    if any(each.name == "latency" for each in measurements):
-        titles.insert(2, "p99 µs")
+    titles = [""]
+    for each in measurements:
+        titles.append(f"{each.title} {each.unit}")
+        titles.extend(heading for _, heading in each.beside)
     return titles
 
 
@@ -74,8 +74,8 @@ def _absolute(candidate: Candidate, results: Results) -> list[str]:
     cells = [candidate.title]
     for each in results.measurements:
         cells.append(_number(results.figure(candidate.name, each.name, each.figure)))
-        if each.name == "latency":
-            cells.append(_number(results.figure(candidate.name, each.name, "p99")))
+        for key, _ in each.beside:
+            cells.append(_number(results.figure(candidate.name, each.name, key)))
     return cells
 
 

@@ -9,30 +9,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.candidates import MEASUREMENTS, Candidate, Measurement
+from harness.candidates import Candidate, Measurement
 from harness.programs import PeerFailed, Programs
+from harness.suite import Pace, Suite
 
-__all__ = ["Pace", "Results", "run"]
+__all__ = ["Results", "run"]
 
 #: What one measurement of one candidate gave in one round.
 Figures = dict[str, float]
 Start = Callable[[Candidate], Programs]
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How long and how often is measured."""
-
-    rounds: int
-    #: of each measurement of each candidate in each round
-    seconds: float
-    warm_up_s: float
-
-
 @dataclass
 class Results:
     """What the rounds gave."""
 
+    suite: Suite
     candidates: Sequence[Candidate]
     measurements: Sequence[Measurement]
     #: by candidate, by measurement: one entry a round
@@ -42,6 +34,10 @@ class Results:
     #: by candidate
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
 
+    def measurement(self, name: str) -> Measurement:
+        """The one of this name."""
+        return next(each for each in self.suite.measurements if each.name == name)
+
     def figure(self, candidate: str, measurement: str, key: str) -> float | None:
         """The median over the rounds, None if it was not measured."""
         rounds = self.rounds.get(candidate, {}).get(measurement, [])
@@ -49,12 +45,12 @@ class Results:
 
     def main_figure(self, candidate: str, measurement: str) -> float | None:
         """The median of the figure that is compared."""
-        return self.figure(candidate, measurement, _compared(measurement))
+        return self.figure(candidate, measurement, self.measurement(measurement).figure)
 
     def main_figures(self, candidate: str, measurement: str) -> list[float]:
         """The same, round by round."""
         rounds = self.rounds.get(candidate, {}).get(measurement, [])
-        return [each[_compared(measurement)] for each in rounds]
+        return [each[self.measurement(measurement).figure] for each in rounds]
 
     def keep(self, candidate: str, measurement: str, figures: Figures) -> None:
         """Add what a round gave."""
@@ -67,18 +63,15 @@ class Results:
         print(f"{candidate}: left out: {reason}", file=sys.stderr)
 
 
-def _compared(measurement: str) -> str:
-    return next(each.figure for each in MEASUREMENTS if each.name == measurement)
-
-
 def run(
+    suite: Suite,
     candidates: Sequence[Candidate],
     measurements: Sequence[Measurement],
     pace: Pace,
     start: Start,
 ) -> Results:
     """Start all, measure round by round, end all. What breaks down is reported and left out."""
-    results = Results(candidates, measurements)
+    results = Results(suite, candidates, measurements)
     with ExitStack() as running:
         all_programs = _start_all(candidates, start, running, results)
         for measurement in measurements:

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.candidates import MEASUREMENTS, RAW, RAW_MULTIPART
 from harness.rounds import Results
 
-__all__ = ["Verdict", "verdicts"]
-
-_BLOCKING, _ASYNC = "labmesh-blocking", "labmesh-async"
-_OLD = "labmesh-dev0"
-_MORE_IS_BETTER = {each.name: each.more_is_better for each in MEASUREMENTS}
+__all__ = ["Verdict", "ahead", "at_most", "share"]
 
 
 @dataclass(frozen=True)
@@ -36,37 +31,21 @@ class Verdict:
         return f"{word:<13} {self.target}: {self.ratio:.2f} ({self.rival}; {rounds})"
 
 
-def verdicts(results: Results) -> list[Verdict]:
-    """Every target of the call path, with the ratio that was measured."""
-    peers = [each.name for each in results.candidates if each.is_peer]
-    # What does not leave the machine's memory is no measure for what goes through sockets.
-    over_tcp = [each.name for each in results.candidates if each.is_peer and each.over_tcp]
-    return [
-        _at_most(results, "latency", _BLOCKING, 2.0),
-        _ahead(results, "latency", _BLOCKING, "pyro5", ["pyro5"], 1.0),
-        _ahead(results, "latency", _BLOCKING, _OLD, [_OLD], 3.0),
-        _at_most(results, "latency", _ASYNC, 3.0),
-        _share(results, "in_flight", _ASYNC, RAW, 0.40),
-        _share(results, "in_flight", _ASYNC, RAW_MULTIPART, 0.40),
-        _ahead(results, "in_flight", _ASYNC, _OLD, [_OLD], 8.0),
-        _ahead(results, "in_flight", _ASYNC, "every peer", peers, 1.0),
-        _ahead(results, "array_8mb", _BLOCKING, "every peer over TCP", over_tcp, 1.8),
-        _ahead(results, "array_8mb", _ASYNC, "every peer over TCP", over_tcp, 1.8),
-    ]
+def at_most(results: Results, measurement: str, ours: str, base: str, limit: float) -> Verdict:
+    """A time of ``ours`` is at most ``limit`` times that of ``base``."""
+    target = f"{results.measurement(measurement).title}, {ours}: at most {limit:g} x {base}"
+    parts = (ours, base)
+    return _verdict(results, measurement, parts, base, target, lambda ratio: ratio <= limit)
 
 
-def _at_most(results: Results, measurement: str, ours: str, limit: float) -> Verdict:
-    target = f"{_title(measurement)}, {ours}: at most {limit:g} x {RAW}"
-    return _verdict(results, measurement, (ours, RAW), RAW, target, lambda ratio: ratio <= limit)
-
-
-def _share(results: Results, measurement: str, ours: str, rival: str, limit: float) -> Verdict:
-    target = f"{_title(measurement)}, {ours}: at least {limit:g} of {rival}"
+def share(results: Results, measurement: str, ours: str, rival: str, limit: float) -> Verdict:
+    """A rate of ``ours`` is at least ``limit`` of that of ``rival``."""
+    target = f"{results.measurement(measurement).title}, {ours}: at least {limit:g} of {rival}"
     parts = (ours, rival)
     return _verdict(results, measurement, parts, rival, target, lambda ratio: ratio >= limit)
 
 
-def _ahead(
+def ahead(
     results: Results,
     measurement: str,
     ours: str,
@@ -74,8 +53,9 @@ def _ahead(
     rivals: Sequence[str],
     factor: float,
 ) -> Verdict:
+    """``ours`` is ``factor`` times as fast as the best of ``rivals``, or faster."""
     how = f"at least {factor:g} x as fast as" if factor != 1 else "ahead of"
-    target = f"{_title(measurement)}, {ours}: {how} {whom}"
+    target = f"{results.measurement(measurement).title}, {ours}: {how} {whom}"
     figures = {
         each: figure
         for each in rivals
@@ -83,13 +63,13 @@ def _ahead(
     }
     if not figures:
         return Verdict(target, None, None, None)
-    best = max if _MORE_IS_BETTER[measurement] else min
+    best = max if results.measurement(measurement).more_is_better else min
     rival = best(figures, key=lambda each: figures[each])
     test: Callable[[float], bool] = (
         (lambda ratio: ratio > 1) if factor == 1 else (lambda ratio: ratio >= factor)
     )
     # Either way, more than 1 means that labmesh is ahead.
-    parts = (ours, rival) if _MORE_IS_BETTER[measurement] else (rival, ours)
+    parts = (ours, rival) if results.measurement(measurement).more_is_better else (rival, ours)
     return _verdict(results, measurement, parts, rival, target, test)
 
 
@@ -114,7 +94,3 @@ def _verdict(
     by_round = sorted(above / below for above, below in pairs)
     ratio = upper / lower
     return Verdict(target, ratio, test(ratio), rival, (by_round[0], by_round[-1]))
-
-
-def _title(measurement: str) -> str:
-    return next(each.title for each in MEASUREMENTS if each.name == measurement)

@@ -1,0 +1,44 @@
+"""One benchmark: who is compared, in what, and what labmesh has to reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.candidates import Candidate, Measurement
+
+if TYPE_CHECKING:
+    from harness.rounds import Results
+    from harness.targets import Verdict
+
+__all__ = ["Pace", "Suite"]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long and how often is measured."""
+
+    rounds: int
+    #: of each measurement of each candidate in each round
+    seconds: float
+    warm_up_s: float
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What one script of ``benchmarks/`` runs."""
+
+    script: str
+    #: as in "How fast calls are"
+    subject: str
+    candidates: Sequence[Candidate]
+    measurements: Sequence[Measurement]
+    #: the candidate that sets the limit
+    base: str
+    #: those of labmesh
+    ours: Sequence[str]
+    verdicts: Callable[[Results], list[Verdict]]
+    # Many short rounds: what else the machine does then hits all candidates alike.
+    full: Pace = Pace(rounds=11, seconds=0.5, warm_up_s=0.3)
+    quick: Pace = Pace(rounds=2, seconds=0.1, warm_up_s=0.05)
