@@ -37,6 +37,7 @@ class _Program:
         self.name = " ".join(Path(each).name for each in command[-3:])
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by close()
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._start_bytes = 0
         self._popen = subprocess.Popen(
             command,
             env=environ,
@@ -71,6 +72,26 @@ class _Program:
             raise self._failed("has ended")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def started(self, timeout_s: float) -> dict[str, Any]:
+        """Its first line: it is ready."""
+        line = self.receive(timeout_s)
+        self._start_bytes = self._memory("VmRSS")
+        return line
+
+    def grown_mb(self) -> float | None:
+        """MB that its peak is above what it had when it was ready; None where nobody knows."""
+        peak = self._memory("VmHWM")
+        return None if not peak or not self._start_bytes else (peak - self._start_bytes) / 1e6
+
+    def _memory(self, field: str) -> int:
+        """Bytes, as the system (Linux) counts them; 0 elsewhere, and for what has ended."""
+        try:
+            status = Path(f"/proc/{self._popen.pid}/status").read_text(encoding="ascii")
+        except OSError:
+            return 0
+        found = [line.split()[1] for line in status.splitlines() if line.startswith(field)]
+        return int(found[0]) * 1024 if found else 0
 
     def close(self) -> None:
         """End it, gently for 10 s."""
@@ -142,21 +163,32 @@ class Programs:
         """
         try:
             self._client.send(order)
-            return self._client.receive(order["seconds"] + _START_S)
+            figures: dict[str, float] = self._client.receive(order["seconds"] + _START_S)
         except PeerFailed as exc:
             said = [
                 f"{each.name}: {words}" for each in self._servers if (words := each.last_words())
             ]
             raise PeerFailed(" | ".join([str(exc), *said])) from exc
+        return {**figures, **self._memory()}
+
+    def _memory(self) -> dict[str, float]:
+        """By how much each process has grown at most: the client, and the last server, which does
+        the work.
+        """
+        roles = {"client_mb": self._client}
+        if self._servers:
+            roles["server_mb"] = self._servers[-1]
+        found = {key: each.grown_mb() for key, each in roles.items()}
+        return {key: grown for key, grown in found.items() if grown is not None}
 
     def _start(self, running: ExitStack) -> None:
         addresses: list[str] = []
         for role in self.candidate.servers:
             server = self._program(running, role, addresses[-1:])
             self._servers.append(server)
-            addresses.append(server.receive(_START_S)["address"])
+            addresses.append(server.started(_START_S)["address"])
         self._client = self._program(running, self.candidate.client, addresses[-1:])
-        self.versions = self._client.receive(_START_S)["versions"]
+        self.versions = self._client.started(_START_S)["versions"]
 
     def _program(self, running: ExitStack, role: str, arguments: list[str]) -> _Program:
         script = str(_PEERS / self.candidate.program)

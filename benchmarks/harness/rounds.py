@@ -41,7 +41,8 @@ class Results:
     def figure(self, candidate: str, measurement: str, key: str) -> float | None:
         """The median over the rounds, None if it was not measured."""
         rounds = self.rounds.get(candidate, {}).get(measurement, [])
-        return statistics.median(each[key] for each in rounds) if rounds else None
+        found = [each[key] for each in rounds if key in each]
+        return statistics.median(found) if found else None
 
     def main_figure(self, candidate: str, measurement: str) -> float | None:
         """The median of the figure that is compared."""

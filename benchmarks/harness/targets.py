@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.rounds import Results
 
-__all__ = ["Verdict", "ahead", "at_most", "share"]
+__all__ = ["Verdict", "ahead", "at_least", "at_most", "below", "share"]
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Verdict:
     """One target, and whether it was reached. None: not everything it needs was measured."""
 
     target: str
+    #: a ratio, or the figure itself where nobody is compared
     ratio: float | None
     met: bool | None
     #: whom it was compared with
@@ -28,7 +29,8 @@ class Verdict:
         word = "met" if self.met else "not met"
         least, greatest = self.span
         rounds = f"rounds: {least:.2f} to {greatest:.2f}"
-        return f"{word:<13} {self.target}: {self.ratio:.2f} ({self.rival}; {rounds})"
+        found = rounds if self.rival is None else f"{self.rival}; {rounds}"
+        return f"{word:<13} {self.target}: {self.ratio:.2f} ({found})"
 
 
 def at_most(results: Results, measurement: str, ours: str, base: str, limit: float) -> Verdict:
@@ -43,6 +45,21 @@ def share(results: Results, measurement: str, ours: str, rival: str, limit: floa
     target = f"{results.measurement(measurement).title}, {ours}: at least {limit:g} of {rival}"
     parts = (ours, rival)
     return _verdict(results, measurement, parts, rival, target, lambda ratio: ratio >= limit)
+
+
+def at_least(results: Results, measurement: str, ours: str, floor: float) -> Verdict:
+    """The figure of ``ours`` itself is not under ``floor``."""
+    found = results.measurement(measurement)
+    target = f"{found.title}, {ours}: at least {floor:g} {found.unit}"
+    return _figure(results, (measurement, ours, found.figure), target, lambda it: it >= floor)
+
+
+def below(results: Results, measurement: str, ours: str, key: str, limit: float) -> Verdict:
+    """A figure that stands beside is under ``limit``."""
+    found = results.measurement(measurement)
+    heading = dict(found.beside)[key]
+    target = f"{found.title}, {ours}: {heading} under {limit:g}"
+    return _figure(results, (measurement, ours, key), target, lambda it: it < limit)
 
 
 def ahead(
@@ -71,6 +88,17 @@ def ahead(
     # Either way, more than 1 means that labmesh is ahead.
     parts = (ours, rival) if results.measurement(measurement).more_is_better else (rival, ours)
     return _verdict(results, measurement, parts, rival, target, test)
+
+
+def _figure(
+    results: Results, place: tuple[str, str, str], target: str, test: Callable[[float], bool]
+) -> Verdict:
+    measurement, ours, key = place
+    figure = results.figure(ours, measurement, key)
+    if figure is None:
+        return Verdict(target, None, None, None)
+    by_round = sorted(each[key] for each in results.rounds[ours][measurement])
+    return Verdict(target, figure, test(figure), None, (by_round[0], by_round[-1]))
 
 
 def _verdict(

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from importlib.metadata import version
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 #: Some peers print to stdout. The lines of JSON have it for themselves.
 _ANSWERS = sys.stdout
@@ -32,6 +32,8 @@ VOLTAGE = 2.5
 ARRAY_BYTES = (1_000_000, 8_000_000)
 _FEWEST = 5
 _CONNECT_S = 20.0
+
+Client = TypeVar("Client")
 
 
 class BlockingCalls(Protocol):
@@ -119,11 +121,19 @@ def answer_blocking(
     opened: Callable[[str], AbstractContextManager[BlockingCalls]], *distributions: str
 ) -> None:
     """Measure with a blocking client as stdin says; ``distributions`` are named with versions."""
-    with opened(sys.argv[2]) as client:
+    answer_orders(opened, _measure_blocking, *distributions)
+
+
+def answer_orders(
+    opened: Callable[[str], AbstractContextManager[Client]],
+    measure: Callable[[Client, dict[str, Any]], dict[str, float]],
+    *distributions: str,
+) -> None:
+    """The same with a measurement of one's own."""
+    with opened(sys.argv[2] if len(sys.argv) > 2 else "") as client:
         _answer(_introduction(distributions))
         for line in sys.stdin:
-            order = json.loads(line)
-            _answer(_measure_blocking(client, order))
+            _answer(measure(client, json.loads(line)))
 
 
 def answer_async(
