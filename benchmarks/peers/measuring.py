@@ -74,10 +74,16 @@ class AsyncCalls(Protocol):
 # ── servers ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def end_with_stdin() -> None:
-    """End this process as soon as its stdin is closed, whatever it is doing then."""
+def end_with_stdin(tidy: Callable[[], object] = lambda: None) -> None:
+    """End this process as soon as its stdin is closed, whatever it is doing then, and ``tidy``."""
 
-    _when_stdin_closes(lambda: os._exit(0))
+    def end() -> None:
+        try:
+            tidy()
+        finally:
+            os._exit(0)
+
+    _when_stdin_closes(end)
 
 
 async def stdin_closed() -> None:

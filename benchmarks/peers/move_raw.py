@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import shutil
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -83,8 +84,8 @@ class _Part:
 
 def serve() -> None:
     """Answer until the end of the process."""
-    end_with_stdin()
     with data_folder() as folder, zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        end_with_stdin(lambda: shutil.rmtree(folder))
         router.bind("tcp://127.0.0.1:*")
         announce(router.getsockopt_string(zmq.LAST_ENDPOINT))
         parts: dict[bytes, _Part] = {}

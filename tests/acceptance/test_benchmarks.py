@@ -12,7 +12,8 @@ from tests.support.processes import Start
 from tests.support.readme import ROOT
 
 RPC = ROOT / "benchmarks" / "rpc.py"
-DOCUMENT = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+TRANSFER = ROOT / "benchmarks" / "transfer.py"
+DOCUMENTS = {RPC: "benchmarks.md", TRANSFER: "benchmarks-transfer.md"}
 OURS = ["raw", "labmesh-blocking", "labmesh-async"]
 LIMIT_S = 40.0
 
@@ -70,26 +71,46 @@ def test_interrupted_it_leaves_no_process_behind(start: Start, tmp_path: Path) -
     assert [each for each in children if Path(f"/proc/{each}").exists()] == []
 
 
-def test_the_document_names_every_candidate_and_only_options_that_exist(
+def test_transfers_are_measured_beside_raw_pyzmq_with_the_same_work(
     start: Start, tmp_path: Path
 ) -> None:
-    listing = start([RPC, "--list"], cwd=tmp_path)
-    usage = start([RPC, "--help"], cwd=tmp_path)
+    written = tmp_path / "figures.json"
+    arguments = ["--quick", "--only", "raw,labmesh,cp", "--measure", "small", "--json", written]
+    process = start([TRANSFER, *arguments], cwd=tmp_path, environ={"TMPDIR": str(tmp_path)})
+
+    assert process.wait_end(LIMIT_S) == 0, process.tail()
+    found = json.loads(written.read_text(encoding="utf-8"))
+    assert found["left_out"] == {}
+    for candidate in ["raw", "labmesh", "cp"]:
+        assert all(figure > 0 for figure in found["medians"][candidate]["small"].values())
+    judged = [each["target"] for each in found["targets"] if each["met"] is not None]
+    assert judged == ["1 kB datasets, labmesh: at least 200 /s"]
+    assert list(tmp_path.iterdir()) == [written]
+
+
+@pytest.mark.parametrize("script", DOCUMENTS, ids=lambda path: path.stem)
+def test_the_document_names_every_candidate_and_only_options_that_exist(
+    start: Start, tmp_path: Path, script: Path
+) -> None:
+    document = (ROOT / "docs" / DOCUMENTS[script]).read_text(encoding="utf-8")
+    listing = start([script, "--list"], cwd=tmp_path)
+    usage = start([script, "--help"], cwd=tmp_path)
     assert (listing.wait_end(LIMIT_S), usage.wait_end(LIMIT_S)) == (0, 0)
 
     names = [line.split()[0] for line in listing.output.splitlines()]
-    assert re.findall(r"^\| `([a-z][a-z0-9-]*)` \|", DOCUMENT, re.M) == names
-    ours = re.sub(r"^\$ (?!python benchmarks).*$", "", DOCUMENT, flags=re.M)
+    assert re.findall(r"^\| `([a-z][a-z0-9-]*)` \|", document, re.M) == names
+    ours = re.sub(r"^\$ (?!python benchmarks).*$", "", document, flags=re.M)
     options = set(re.findall(r"(?<![\w-])--[a-z]+", ours))
     assert options <= set(re.findall(r"--[a-z]+", usage.output))
 
 
 def test_everything_that_a_peer_needs_has_a_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from harness.candidates import CANDIDATES
+    from harness.calls import CALLS
     from harness.environments import requirements
+    from harness.transfers import TRANSFERS
 
-    for each in CANDIDATES:
+    for each in [*CALLS.candidates, *TRANSFERS.candidates]:
         if each.home != "here":
             assert all("=" in line for line in requirements(each))
             assert len(requirements(each)) == len(each.needs) > 0
