@@ -110,16 +110,17 @@ def example(kind: type[Message]) -> Message:
         list[LastEvent]: [LastEvent(topic="state.Inst-0", header=b"\x80", payload=b"\xc0")],
         list[messages.MethodInfo]: [GET_STATE],
         list[messages.ValueInfo]: [VOLTAGE],
+        list[str]: ["good", "cold"],
+        list[messages.Condition]: [messages.Condition(field="meta.T", op="<", value=0.05)],
+        list[messages.Annotation]: [messages.Annotation(time=2.5, add_tags=["good"])],
+        list[messages.TrashEntry]: [messages.TrashEntry(record=SCAN, deleted=1.5, purge=2.5)],
         list[typing.Any]: [1, {"$a": math.inf}],
         dict[str, typing.Any]: {"$value": [None, b"\0"], "b": np.float32(0.5)},
         typing.Any: [1j, {2: "two"}],
     }
     fields = {}
     for field in msgspec.structs.fields(kind):
-        declared = field.type
-        while typing.get_origin(declared) is typing.Annotated:
-            declared = typing.get_args(declared)[0]
-        declared = getattr(declared, "__supertype__", declared)
+        declared = plain(field.type)
         choices = typing.get_args(declared)
         if typing.get_origin(declared) is typing.Literal:
             fields[field.name] = choices[0]
@@ -130,6 +131,15 @@ def example(kind: type[Message]) -> Message:
     if "sha256" in fields:
         fields["sha256"] = SHA256
     return kind(**fields)
+
+
+def plain(declared: typing.Any) -> typing.Any:
+    """A type without its limits and new names, also those of the items of a list."""
+    while typing.get_origin(declared) is typing.Annotated:
+        declared = typing.get_args(declared)[0]
+    if typing.get_origin(declared) is list:
+        return list[plain(typing.get_args(declared)[0])]
+    return getattr(declared, "__supertype__", declared)
 
 
 def same_message(sent: msgspec.Struct, received: msgspec.Struct) -> bool:
