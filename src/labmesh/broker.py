@@ -31,6 +31,7 @@ from labmesh.protocol.messages import (
     NodeList,
     NodeRecord,
     PresenceChange,
+    Replay,
     Request,
     Status,
     Welcome,
@@ -148,6 +149,11 @@ class DirectoryBroker(Node):
             case ListLast():
                 events, more = self._proxy.last(request.prefix, request.after)
                 return LastEvents(id=request.id, events=events, more=more)
+            case Replay():
+                events, more = self._proxy.replay(
+                    request.topic, request.epoch, request.first, request.last
+                )
+                return LastEvents(id=request.id, events=events, more=more)
             case GetStatus():
                 return self._status(request.id)
             case _:
@@ -239,6 +245,8 @@ class DirectoryBroker(Node):
             "banks": sum(each.kind == "bank" for each in nodes),
             "events_forwarded": self._proxy.forwarded,
             "events_dropped": self._proxy.dropped,
+            "subscriptions": self._proxy.subscriptions,
+            "subscriptions_refused": self._proxy.subscriptions_refused,
             "connections_refused": self._sockets.refused,
             "security": self._sockets.security.mode,
             "insecure": self._sockets.security.insecure,

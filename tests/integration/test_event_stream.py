@@ -19,6 +19,7 @@ from tests.support.processes import free_ports
 from labmesh import DirectorClientAgent, DirectoryBroker
 from labmesh.errors import Conflict, ProtocolError, TooLarge
 from labmesh.protocol.addresses import Address
+from labmesh.protocol.admission import MAX_TOPICS
 from labmesh.protocol.codec import (
     decode_event,
     decode_stamp,
@@ -518,3 +519,40 @@ def test_a_subscriber_whose_loop_was_closed_can_still_be_closed(ports: list[int]
         asyncio.run(subscribe())
         made[0]()
         made[0]()
+
+
+# ── what the broker holds for others ────────────────────────────────────────────────────────────
+
+
+async def test_a_bomb_of_subscriptions_is_refused_and_harms_nobody(
+    sockets: Sockets, ports: list[int]
+) -> None:
+    with proxying(ports) as proxy:
+        async with listening(sockets, ports, "state.") as ear:
+            with raw_socket(zmq.SUB) as bomber:
+                bomber.sndhwm = 0
+                bomber.connect(f"tcp://127.0.0.1:{ports[1]}")
+                await ear.in_force(proxy)
+                for number in range(20_000):
+                    bomber.setsockopt(zmq.SUBSCRIBE, b"state.bomb-%d" % number)
+                for number in range(1000):
+                    bomber.setsockopt(zmq.SUBSCRIBE, b"/dev/null%d" % number)
+                await until(lambda: proxy.subscriptions_refused >= 16_000, LIMIT_S)
+                assert MAX_TOPICS <= proxy.subscriptions <= MAX_TOPICS + 10
+                await ear.in_force(proxy)
+            gone = "the topics of the one who left"
+            await until(lambda: proxy.subscriptions == 0, LIMIT_S, gone)
+
+
+async def test_events_of_the_recent_past_can_be_had_again(
+    sockets: Sockets, ports: list[int]
+) -> None:
+    with proxying(ports) as proxy:
+        async with publishing(sockets, ports) as publisher:
+            await until(lambda: publisher.up)
+            for number in range(5):
+                publisher.publish("event", "alarm", number)
+            await until(lambda: proxy.forwarded == 5)
+            events, more = proxy.replay("event.Inst-0", "e1", 2, 3)
+            assert [decode_value(each.payload) for each in events] == [1, 2]
+            assert not more

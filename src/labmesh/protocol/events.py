@@ -187,24 +187,26 @@ class LastValues:
         self._max_bytes = max_bytes
         self._bytes = 0
         #: topic → header, payload; the one silent for longest first
-        self._events: dict[str, tuple[bytes, bytes]] = {}
+        self._events: dict[bytes, tuple[bytes, bytes | memoryview]] = {}
 
-    def keep(self, topic: bytes, header: bytes, payload: bytes) -> None:
+    def keep(self, topic: bytes, header: bytes, payload: bytes | memoryview) -> None:
         """Remember an event in place of the earlier one; topics of other families are ignored.
 
         Of an event that is over ``max_bytes`` by itself, nothing is remembered.
         """
-        if not topic.startswith(_STATE) or not topic.isascii():
+        if not topic.startswith(_STATE):
             return
-        name = topic.decode("ascii")
-        self._drop(name)
-        size = len(name) + len(header) + len(payload)
+        events = self._events
+        known = events.pop(topic, None)
+        if known is not None:
+            self._bytes -= len(topic) + len(known[0]) + len(known[1])
+        size = len(topic) + len(header) + len(payload)
         if size > self._max_bytes:
             return
-        self._events[name] = (header, payload)
+        events[topic] = (header, payload)
         self._bytes += size
-        while len(self._events) > self._max_topics or self._bytes > self._max_bytes:
-            self._drop(next(iter(self._events)))
+        while len(events) > self._max_topics or self._bytes > self._max_bytes:
+            self._drop(next(iter(events)))
 
     def page(
         self, prefix: str, after: str, max_bytes: int = 128 * 1024
@@ -213,7 +215,12 @@ class LastValues:
 
         True: there are more. A page holds at most ``max_bytes`` of frames, or one larger event.
         """
-        topics = sorted(each for each in self._events if each.startswith(prefix) and each > after)
+        first, behind = prefix.encode(), after.encode()
+        topics = sorted(
+            each
+            for each in self._events
+            if each.startswith(first) and each > behind and each.isascii()
+        )
         page: list[LastEvent] = []
         room = max_bytes
         for topic in topics:
@@ -221,14 +228,14 @@ class LastValues:
             room -= len(topic) + len(header) + len(payload)
             if page and room < 0:
                 return page, True
-            page.append(LastEvent(topic=topic, header=header, payload=payload))
+            page.append(LastEvent(topic=topic.decode(), header=header, payload=bytes(payload)))
         return page, False
 
     def forget_node(self, node_id: str) -> None:
         """A node has left: its last state is no longer the state of anything."""
-        self._drop(f"state.{node_id}")
+        self._drop(_STATE + node_id.encode())
 
-    def _drop(self, topic: str) -> None:
+    def _drop(self, topic: bytes) -> None:
         known = self._events.pop(topic, None)
         if known is not None:
             self._bytes -= len(topic) + sum(map(len, known))

@@ -14,12 +14,14 @@ import zmq
 
 from labmesh.errors import ProtocolError, TooLarge
 from labmesh.protocol.addresses import Address
+from labmesh.protocol.admission import Admission
 from labmesh.protocol.codec import encode_stamp
 from labmesh.protocol.events import LastValues
 from labmesh.protocol.messages import LastEvent, Stamp
+from labmesh.protocol.replay import Rings
 from labmesh.protocol.seldom import Seldom
 from labmesh.protocol.topics import publishable
-from labmesh.transport.channel import Frames, receive, skip
+from labmesh.transport.channel import skip
 from labmesh.transport.publisher import MAX_EVENT_BYTES
 from labmesh.transport.sockets import Sockets
 
@@ -30,6 +32,16 @@ log = logging.getLogger(__name__)
 _BATCH = 1000
 _MAX_HEADER_BYTES = 1024
 _STOP = b""
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+#: What waits for one subscriber that does not keep up: bytes, and events of any size.
+_QUEUE_BYTES = 64 * 2**20
+_QUEUE_EVENTS = (128, 20_000)
+#: libzmq counts events, not bytes. The limit follows their mean size when it is off by this much.
+_OFF = 1.25
+_STATE = b"state."
+_COPY_BELOW = 2**14
+_KNOWN_TOPICS = 10_000
 
 
 class Proxy:
@@ -43,10 +55,17 @@ class Proxy:
         self._epoch = epoch
         self._in, self.xsub = sockets.bind(zmq.XSUB, xsub, role="xsub", owner="broker")
         self._out, self.xpub = sockets.bind(zmq.XPUB, xpub, role="xpub", owner="broker")
+        self._out.setsockopt(zmq.XPUB_MANUAL, 1)
         self._in.send(b"\x01")
         self._control, self._far = sockets.pair()
         self._lock = threading.Lock()
         self._last = LastValues()
+        self._rings = Rings()
+        self._admission = Admission()
+        self._queue = _QueueLimit(self._out)
+        #: who publishes is known where a mode proves it
+        self._proves = sockets.security.keys is not None
+        self._known: set[bytes] = set()
         self._warnings = Seldom()
         self.forwarded = 0
         #: events that were not of the right form, or under a topic that nobody may publish
@@ -54,6 +73,16 @@ class Proxy:
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="broker-events", daemon=True)
         self._thread.start()
+
+    @property
+    def subscriptions(self) -> int:
+        """Distinct ones that are in force, besides whole families."""
+        return len(self._admission)
+
+    @property
+    def subscriptions_refused(self) -> int:
+        """Subscriptions to no topic of labmesh, or beyond the limit."""
+        return self._admission.refused
 
     def publish(self, topic: str, header: bytes, payload: bytes) -> None:
         """Publish an event of the broker itself."""
@@ -64,6 +93,13 @@ class Proxy:
         with self._lock:
             events, more = self._last.page(prefix, after)
         return events, more
+
+    def replay(self, topic: str, epoch: str, first: int, last: int) -> tuple[list[LastEvent], bool]:
+        """Events of the recent past, by their sequences; those that are forgotten are left out.
+        True: there are more.
+        """
+        with self._lock:
+            return self._rings.between(topic, epoch, first, last)
 
     def forget(self, node_id: str) -> None:
         """A node has left: its last state is no longer the state of anything."""
@@ -95,49 +131,139 @@ class Proxy:
                 frames = self._far.recv_multipart()
                 if frames == [_STOP]:
                     return
-                self._send(list(frames))
+                topic, header, payload = frames
+                with self._lock:
+                    self._send(topic, header, zmq.Frame(payload), self._stamp("broker"))
+
+    # ── subscriptions ───────────────────────────────────────────────────────────────────────────
 
     def _read_subscriptions(self) -> None:
-        """They take effect inside libzmq; they only have to be taken off the queue."""
+        """Take or refuse each. In manual mode one that is not confirmed is not in force."""
         for _ in range(_BATCH):
             try:
-                receive(self._out)
+                frame = self._out.recv(_NOBLOCK)
             except zmq.Again:
                 return
-            except TooLarge:
+            if self._out.getsockopt(zmq.RCVMORE):
                 skip(self._out)
                 self.dropped += 1
+                continue
+            self._take_subscription(frame[:1], frame[1:])
+
+    def _take_subscription(self, sign: bytes, topic: bytes) -> None:
+        # The option means the peer of the message that was read last.
+        if sign == b"\x00":
+            self._out.setsockopt(zmq.UNSUBSCRIBE, topic)
+            self._admission.ended(topic)
+        elif sign != b"\x01" or not self._admission.admits(topic):
+            if self._warnings.due(time.monotonic()) is not None:
+                log.warning(
+                    "broker refused a subscription to %r (%d so far): topics are <family>.<id>, "
+                    "such as state.psu-1, and there is an end to their number",
+                    topic[:200],
+                    self._admission.refused,
+                )
+        else:
+            self._out.setsockopt(zmq.SUBSCRIBE, topic)
+
+    # ── events ──────────────────────────────────────────────────────────────────────────────────
 
     def _forward_batch(self) -> None:
-        for _ in range(_BATCH):
-            try:
-                frames = receive(self._in)
-                self._forward(frames)
-            except zmq.Again:
-                return
-            except ProtocolError as exc:
-                skip(self._in)
-                self._drop(exc)
+        stamps: dict[str, bytes] = {}
+        with self._lock:
+            for _ in range(_BATCH):
+                try:
+                    topic = self._in.recv(_NOBLOCK, False)
+                except zmq.Again:
+                    break
+                try:
+                    self._forward(topic, stamps)
+                except ProtocolError as exc:
+                    skip(self._in)
+                    self._drop(exc)
+        self._queue.follow()
 
-    def _forward(self, frames: Frames) -> None:
-        if len(frames) != 3:
-            raise ProtocolError(f"an event has 3 frames, not {len(frames)}")
-        if not publishable(bytes(frames[0])):
-            raise ProtocolError(f"nobody may publish under {bytes(frames[0][:200])!r}")
-        name = bytes(frames[0]).decode("ascii")
-        if len(frames[1]) > _MAX_HEADER_BYTES or len(frames[2]) > MAX_EVENT_BYTES:
-            raise TooLarge(f"event {name}: {len(frames[1])} + {len(frames[2])} bytes")
-        if name.startswith("state."):
-            with self._lock:
-                self._last.keep(name.encode(), bytes(frames[1]), bytes(frames[2]))
-        self._send(frames)
+    def _forward(self, first: zmq.Frame, stamps: dict[str, bytes]) -> None:
+        if not first.more:
+            raise ProtocolError("an event has 3 frames, not 1")
+        topic = first.bytes
+        if topic not in self._known:
+            self._learn(topic)
+        second = self._in.recv(_NOBLOCK, False)
+        if not second.more:
+            raise ProtocolError("an event has 3 frames, not 2")
+        payload = self._in.recv(_NOBLOCK, False)
+        if payload.more:
+            raise ProtocolError("an event has 3 frames, not more")
+        if len(second) > _MAX_HEADER_BYTES or len(payload) > MAX_EVENT_BYTES:
+            raise TooLarge(f"event {topic!r}: {len(second)} + {len(payload)} bytes")
+        by = str(first.get("User-Id")) if self._proves else ""
+        if by not in stamps:
+            stamps[by] = self._stamp(by)
+        self._send(topic, second.bytes, payload, stamps[by])
 
-    def _send(self, frames: Frames) -> None:
-        stamp = encode_stamp(Stamp(broker=self._epoch, time=time.time()))
-        self._out.send_multipart([*frames, stamp], zmq.NOBLOCK)
+    def _learn(self, topic: bytes) -> None:
+        """Look at a topic once; what was good stays good."""
+        if not publishable(topic):
+            raise ProtocolError(f"nobody may publish under {topic[:200]!r}")
+        if len(self._known) >= _KNOWN_TOPICS:
+            self._known.clear()
+        self._known.add(topic)
+
+    def _stamp(self, by: str) -> bytes:
+        # One a batch and publisher: the events of a batch came at the same time.
+        return encode_stamp(Stamp(broker=self._epoch, time=time.time(), by=by))
+
+    def _send(self, topic: bytes, header: bytes, payload: zmq.Frame, stamp: bytes) -> None:
+        """Forward an event, and remember it. Hold the lock."""
+        small = len(payload) < _COPY_BELOW
+        # A small message shares libzmq's buffer with its neighbours, which it would keep alive.
+        kept = payload.bytes if small else payload.buffer
+        send = self._out.send
+        send(topic, _MORE)
+        send(header, _MORE)
+        if small:
+            send(kept, _MORE)
+        else:
+            send(payload, _MORE, False)
+        send(stamp, _NOBLOCK)
         self.forwarded += 1
+        self._rings.keep(topic, header, kept)
+        if topic.startswith(_STATE):
+            self._last.keep(topic, header, kept)
+        self._queue.passed(len(kept))
 
     def _drop(self, exc: ProtocolError) -> None:
         self.dropped += 1
         if self._warnings.due(time.monotonic()) is not None:
             log.warning("broker dropped an event (%d so far): %s", self.dropped, exc)
+
+
+class _QueueLimit:
+    """How many events may wait for a subscriber, so that they are not too many bytes.
+
+    libzmq drops events for one whose queue is full, and for nobody else.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self._bytes, self._events = 0, 0
+        self._limit = _QUEUE_EVENTS[1]
+        socket.sndhwm = self._limit
+
+    def passed(self, size: int) -> None:
+        """An event was forwarded."""
+        self._bytes += size
+        self._events += 1
+
+    def follow(self) -> None:
+        """Adjust the limit to the mean size of late."""
+        if self._events < 100 and self._bytes < _QUEUE_BYTES // 16:
+            return
+        mean = max(1, self._bytes // self._events)
+        self._bytes = self._events = 0
+        least, most = _QUEUE_EVENTS
+        limit = min(most, max(least, _QUEUE_BYTES // mean))
+        if not self._limit / _OFF <= limit <= self._limit * _OFF:
+            self._limit = limit
+            self._socket.sndhwm = limit

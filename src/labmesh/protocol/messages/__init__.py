@@ -36,6 +36,7 @@ from labmesh.protocol.messages.bank import (
     UploadCommit,
     UploadGranted,
     UploadStart,
+    UploadWhole,
     Verified,
     VerifyDataset,
 )
@@ -87,6 +88,7 @@ from labmesh.protocol.messages.directory import (
     Mark,
     NodeList,
     NodeRecord,
+    Replay,
     Welcome,
 )
 from labmesh.protocol.messages.events import Event, PresenceChange, Stamp
@@ -168,6 +170,7 @@ __all__ = [
     "PresenceChange",
     "Release",
     "Renew",
+    "Replay",
     "Reply",
     "Request",
     "RestoreDataset",
@@ -183,6 +186,7 @@ __all__ = [
     "UploadCommit",
     "UploadGranted",
     "UploadStart",
+    "UploadWhole",
     "ValueInfo",
     "ValueLimits",
     "Verified",

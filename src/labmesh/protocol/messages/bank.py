@@ -33,6 +33,7 @@ __all__ = [
     "UploadCommit",
     "UploadGranted",
     "UploadStart",
+    "UploadWhole",
     "Verified",
     "VerifyDataset",
 ]
@@ -86,6 +87,27 @@ class UploadStart(Request, frozen=True, kw_only=True, omit_defaults=True, tag="u
     parents: Annotated[list[Annotated[DatasetId, ID]], _PARENTS] = field(default_factory=list)
     tags: Annotated[list[Annotated[str, _TAG]], _TAGS] = field(default_factory=list)
     #: what the sender knows of itself: user, host, program, driver, lease, ...
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+class UploadWhole(Request, frozen=True, kw_only=True, omit_defaults=True, tag="upload_whole"):
+    """A small dataset in one message; its bytes are the frame behind the header → Committed.
+
+    Asked again it is answered again: the same id with the same bytes is the same dataset. More than
+    the bank's ``chunk_bytes`` is a 413: begin an upload instead.
+    """
+
+    has_body: ClassVar[bool] = True
+
+    dataset_id: Annotated[DatasetId, ID]
+    #: of the body
+    sha256: Annotated[str, SHA256]
+    relay_id: Annotated[str, Meta(max_length=128)] = ""
+    name: Annotated[str, SHORT_TEXT] = ""
+    kind: Annotated[str, Meta(max_length=32)] = "bytes"
+    meta: dict[str, Any] = field(default_factory=dict)
+    parents: Annotated[list[Annotated[DatasetId, ID]], _PARENTS] = field(default_factory=list)
+    tags: Annotated[list[Annotated[str, _TAG]], _TAGS] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "Mark",
     "NodeList",
     "NodeRecord",
+    "Replay",
     "Welcome",
 ]
 
@@ -110,6 +111,19 @@ class ListLast(Request, frozen=True, kw_only=True, omit_defaults=True, tag="list
     after: Annotated[str, Meta(max_length=200)] = ""
 
 
+class Replay(Request, frozen=True, kw_only=True, omit_defaults=True, tag="replay"):
+    """The events of a topic again whose sequences are ``first`` to ``last`` → LastEvents, in order.
+
+    The broker remembers the last 1024 events or 8 MiB of states, and as many of everything else.
+    What it has forgotten is left out; ``more``: the rest did not fit, ask again behind the last.
+    """
+
+    topic: Annotated[str, Meta(max_length=200)]
+    epoch: Annotated[str, EPOCH]
+    first: Annotated[int, Meta(ge=1, le=2**53)]
+    last: Annotated[int, Meta(ge=1, le=2**53)]
+
+
 class LastEvent(Struct, frozen=True, kw_only=True):
     """The frames of an event as the broker forwarded it."""
 
@@ -119,7 +133,7 @@ class LastEvent(Struct, frozen=True, kw_only=True):
 
 
 class LastEvents(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="last_events"):
-    """A page of last events, sorted by topic; ``more``: ask again after the last topic."""
+    """A page of events; ``more``: ask again behind the last of them."""
 
     events: list[LastEvent]
     more: bool = False

@@ -23,6 +23,7 @@ from labmesh.protocol.messages.bank import (
     UploadCommit,
     UploadGranted,
     UploadStart,
+    UploadWhole,
     Verified,
     VerifyDataset,
 )
@@ -48,6 +49,7 @@ from labmesh.protocol.messages.directory import (
     ListNodes,
     Mark,
     NodeList,
+    Replay,
     Welcome,
 )
 from labmesh.protocol.messages.leases import Acquire, BreakLease, Lease, Release, Renew
@@ -62,7 +64,17 @@ __all__ = [
 ]
 
 #: What a node's ROUTER socket decodes, by socket.
-DIRECTORY_REQUESTS = (Ping, GetStatus, Hello, Heartbeat, Goodbye, ListNodes, Mark, ListLast)
+DIRECTORY_REQUESTS = (
+    Ping,
+    GetStatus,
+    Hello,
+    Heartbeat,
+    Goodbye,
+    ListNodes,
+    Mark,
+    ListLast,
+    Replay,
+)
 RELAY_REQUESTS = (
     Ping,
     GetStatus,
@@ -77,7 +89,15 @@ RELAY_REQUESTS = (
     BreakLease,
     Describe,
 )
-INGEST_REQUESTS = (Ping, GetStatus, UploadStart, UploadChunk, UploadCommit, UploadAbort)
+INGEST_REQUESTS = (
+    Ping,
+    GetStatus,
+    UploadWhole,
+    UploadStart,
+    UploadChunk,
+    UploadCommit,
+    UploadAbort,
+)
 RETRIEVE_REQUESTS = (
     Ping,
     GetStatus,
