@@ -151,7 +151,7 @@ class DirectoryBroker(Node):
                 return LastEvents(id=request.id, events=events, more=more)
             case Replay():
                 events, more = self._proxy.replay(
-                    request.topic, request.epoch, request.first, request.last
+                    request.topic, request.node_epoch, request.first, request.last
                 )
                 return LastEvents(id=request.id, events=events, more=more)
             case GetStatus():

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 
 from labmesh.bank_client import BankClient
 from labmesh.client_node import ClientNode
+from labmesh.healing import Gap
 from labmesh.links import REQUEST_S
 from labmesh.listening import Subscription
 from labmesh.node import seconds
@@ -198,3 +199,11 @@ class DirectorClientAgent(ClientNode):
         ``state_error``: its driver's ``poll()`` failed. ``alive``: a driver without ``poll()``.
         """
         return self._events.on_event(callback)
+
+    def on_gap(self, callback: Callable[[Gap], object]) -> Subscription:
+        """Call ``callback(gap)`` for each loss of events: exactly how many, of which node.
+
+        States are not fetched again: the newest is the one that counts. Of other events, those that
+        the broker remembers are delivered late, and counted as ``gap.recovered``.
+        """
+        return self._events.on_gap(callback)

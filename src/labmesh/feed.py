@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from labmesh.errors import AuthenticationError, LabmeshError, LinkLost, ProtocolError
+from labmesh.healing import Gap, Healer
 from labmesh.listening import Subscription
 from labmesh.protocol.codec import decode_value
 from labmesh.protocol.messages import (
@@ -27,7 +28,7 @@ from labmesh.protocol.topics import split
 from labmesh.reading import Gaps, Reading
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
-from labmesh.transport.subscriber import Received, Subscriber
+from labmesh.transport.subscriber import Lost, Received, Subscriber
 
 __all__ = ["EventFeed"]
 
@@ -70,6 +71,8 @@ class EventFeed:
         self._dataset_listeners: dict[Subscription, None] = {}
         self._presence_listeners: dict[Subscription, None] = {}
         self._event_listeners: dict[Subscription, None] = {}
+        self._gap_listeners: dict[Subscription, None] = {}
+        self._healer = Healer(broker, spawn, self._take_event, self._tell_gap)
         self._presence_watch: Callable[[PresenceChange], None] | None = None
         self._presence = asyncio.Event()
         self._stale = asyncio.Event()
@@ -94,6 +97,7 @@ class EventFeed:
         self._subscriber.subscribe("presence.")
         # From the beginning: whoever adds a callback misses nothing of what is stored from then on.
         self._subscriber.subscribe("dataset.")
+        self._subscriber.subscribe("tail.")
         self._stale.set()
         self._spawn(self._keep_synced(), "events")
         try:
@@ -116,6 +120,7 @@ class EventFeed:
             self._dataset_listeners,
             self._presence_listeners,
             self._event_listeners,
+            self._gap_listeners,
         )
         for group in groups:
             for each in group:
@@ -174,6 +179,10 @@ class EventFeed:
         """Call ``callback(node_id, kind, value)`` for other events of relays."""
         self._subscriber.subscribe("event.")
         return self._listen(self._event_listeners, callback, "event")
+
+    def on_gap(self, callback: Callable[[Gap], object]) -> Subscription:
+        """Call ``callback(gap)`` for each loss."""
+        return self._listen(self._gap_listeners, callback, "gap")
 
     def _listen(
         self,
@@ -268,13 +277,16 @@ class EventFeed:
 
     # ── what comes in ───────────────────────────────────────────────────────────────────────────
 
-    def _deliver(self, batch: list[Received]) -> None:
-        for received in batch:
+    def _deliver(self, batch: list[Received | Lost]) -> None:
+        for item in batch:
             try:
-                self._take(received)
+                if isinstance(item, Lost):
+                    self._take_loss(item)
+                else:
+                    self._take(item)
             except (ProtocolError, msgspec.ValidationError) as exc:
                 self.dropped += 1
-                log.warning("dropped an event under %s: %s", received.topic[:200], exc)
+                log.warning("dropped an event under %s: %s", item.topic[:200], exc)
 
     def _take(self, received: Received) -> None:
         family, node_id = split(received.topic)
@@ -288,8 +300,28 @@ class EventFeed:
         elif family == "presence":
             self._take_presence(received)
         elif family == "event":
-            for each in self._active(self._event_listeners):
-                each.put(node_id, received.event.kind, decode_value(received.payload))
+            self._healer.take(received)
+
+    def _take_loss(self, lost: Lost) -> None:
+        """Something never came. The directory and the last states are fetched again in any case;
+        of other events, what the broker remembers.
+        """
+        family, _ = split(lost.topic)
+        if family == "event":
+            self._healer.take(lost)
+        else:
+            if family == "presence":
+                self._stale.set()
+            self._tell_gap(Gap.of(lost))
+
+    def _tell_gap(self, gap: Gap) -> None:
+        for each in self._active(self._gap_listeners):
+            each.put(gap)
+
+    def _take_event(self, received: Received) -> None:
+        _, node_id = split(received.topic)
+        for each in self._active(self._event_listeners):
+            each.put(node_id, received.event.kind, decode_value(received.payload))
 
     def _take_state(self, relay_id: str, received: Received) -> None:
         if not isinstance(decode_value(received.payload), dict):

@@ -16,7 +16,8 @@ __all__ = ["Subscription"]
 
 log = logging.getLogger(__name__)
 
-_QUEUE = 1000
+#: More than the broker replays at once.
+_QUEUE = 2000
 _BLOCKING_S = 0.1
 
 

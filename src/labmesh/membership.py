@@ -235,6 +235,8 @@ class Member(Node):
             await self._wait(self._heartbeat_s)
             if not broker.up or broker.epoch != self._registered_with:
                 return
+            if self._publisher is not None:
+                self._publisher.publish_tail()
             try:
                 await broker.request(beat, Welcome, timeout=min(_REQUEST_S, self._heartbeat_s))
             except NotFound:

@@ -31,7 +31,7 @@ from labmesh.protocol.messages import Event
 from labmesh.transport.proxy import Proxy
 from labmesh.transport.publisher import MAX_EVENT_BYTES, Publisher
 from labmesh.transport.sockets import Sockets
-from labmesh.transport.subscriber import Received, Subscriber
+from labmesh.transport.subscriber import Lost, Received, Subscriber
 
 LIMIT_S = 20.0
 ANYWHERE = "tcp://127.0.0.1:*"
@@ -54,16 +54,21 @@ class Ear:
 
     def __init__(self, sockets: Sockets, port: int, *prefixes: str) -> None:
         self.received: list[Received] = []
+        self.lost: list[Lost] = []
         self.links: list[bool] = []
         self._tokens = 0
         self.subscriber = Subscriber(
             sockets,
             f"tcp://127.0.0.1:{port}",
-            deliver=self.received.extend,
+            deliver=self._take,
             on_link=self.links.append,
         )
         for each in prefixes:
             self.subscriber.subscribe(each)
+
+    def _take(self, batch: list[Received | Lost]) -> None:
+        self.received += [each for each in batch if isinstance(each, Received)]
+        self.lost += [each for each in batch if isinstance(each, Lost)]
 
     def values(self, topic: str = "") -> list[Any]:
         """The payloads under a topic (or all), in order of arrival."""

@@ -165,11 +165,11 @@ async def test_a_callback_that_blocks_the_loop_is_named(
 async def test_a_slow_callback_gets_the_newest_of_each_state(subscribe: Any) -> None:
     heard = Heard()
     subscription = subscribe(heard)
-    for number in range(1001):
+    for number in range(2001):
         subscription.put(number, key="Inst-0")
     await heard.until(1)
-    assert heard.items == [1000]
-    assert (subscription.conflated, subscription.lost) == (1000, 0)
+    assert heard.items == [2000]
+    assert (subscription.conflated, subscription.lost) == (2000, 0)
 
 
 async def test_what_finds_no_room_is_counted_and_logged_once_a_second(
@@ -177,10 +177,10 @@ async def test_what_finds_no_room_is_counted_and_logged_once_a_second(
 ) -> None:
     heard = Heard()
     subscription = subscribe(heard)
-    for number in range(1500):
+    for number in range(2500):
         subscription.put(number)
-    await heard.until(1000)
-    assert heard.items == list(range(500, 1500))
+    await heard.until(2000)
+    assert heard.items == list(range(500, 2500))
     assert (subscription.conflated, subscription.lost) == (0, 500)
     [record] = caplog.records
     assert "too slow" in record.getMessage()

@@ -32,6 +32,10 @@ class Sequencer:
         self._epoch = epoch
         self._last: dict[str, int] = {}
 
+    def last(self) -> dict[str, int]:
+        """The last sequence of each topic so far."""
+        return dict(self._last)
+
     def next(self, topic: str, time: float, kind: str = "state", interval_s: float = 0.0) -> Event:
         """The header of the next event of this topic.
 
@@ -53,11 +57,13 @@ class Seen(NamedTuple):
     """What a subscriber makes of an event.
 
     ``new``: deliver it; else it is a repeat or older than what was delivered. ``missed``: events of
-    this topic that were lost since the one delivered before; 0 where ``new`` is false.
+    this topic that were lost since the one delivered before; 0 where ``new`` is false. Their
+    sequences lie between that of the event and ``first``.
     """
 
     new: bool
     missed: int
+    first: int = 0
 
 
 _OLD = Seen(new=False, missed=0)
@@ -78,6 +84,8 @@ class _Stream:
     ahead: list[int] = field(default_factory=list)
     #: found missing, to be told with the next live event that is delivered
     lost: int = 0
+    #: the sequence of the first of them
+    lost_from: int = 0
 
     @classmethod
     def before(cls, event: Event) -> _Stream:
@@ -95,15 +103,35 @@ class _Stream:
         sequence = event.sequence
         if sequence <= self.heard:
             return _OLD
-        known = sum(each < sequence for each in self.ahead)
-        self.lost += sequence - self.heard - 1 - known
+        self._reach(sequence - 1)
         self.ahead = [each for each in self.ahead if each > sequence]
         self.heard = sequence
         if sequence <= self.newest:
             return _OLD
         self.newest, self.time = sequence, event.time
+        return self._told(new=True)
+
+    def take_tail(self, sequence: int) -> Seen:
+        """Everything up to this one was sent before: what is not here is lost."""
+        if sequence <= self.heard:
+            return _OLD
+        self._reach(sequence)
+        self.ahead = [each for each in self.ahead if each > sequence]
+        self.heard = sequence
+        self.newest = max(self.newest, sequence)
+        return self._told(new=False)
+
+    def _reach(self, sequence: int) -> None:
+        """Count what is missing up to this sequence."""
+        known = sum(each <= sequence for each in self.ahead)
+        missing = sequence - self.heard - known
+        if missing and not self.lost:
+            self.lost_from = self.heard + 1
+        self.lost += missing
+
+    def _told(self, *, new: bool) -> Seen:
         missed, self.lost = self.lost, 0
-        return Seen(new=True, missed=missed)
+        return Seen(new, missed, self.lost_from if missed else 0)
 
 
 @dataclass(slots=True)
@@ -166,6 +194,15 @@ class Tracker:
             return _OLD
         stream = known.current
         return stream.take_snapshot(event) if snapshot else stream.take_live(event)
+
+    def tail(self, topic: str, epoch: str, sequence: int) -> Seen:
+        """The publisher says which event was its last one: what was lost at the end is known now,
+        not only with the next event. A topic of which nothing came yet has lost nothing.
+        """
+        known = self._topics.get(topic)
+        if known is None or known.current.epoch != epoch:
+            return _OLD
+        return known.current.take_tail(sequence)
 
     def forget(self, topic: str) -> None:
         """Begin anew with this topic, like a late joiner."""

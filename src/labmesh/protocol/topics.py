@@ -7,6 +7,7 @@ state    relay         relay        the driver's state, once an interval
 event    relay         relay        something that happened
 dataset  bank          bank         a dataset was stored
 log      relay or bank relay, bank  a log line
+tail     relay or bank relay, bank  the last sequence of each of its topics
 presence relay or bank broker       a node joined, went silent, came back, left
 mark     a token       broker       nothing: subscriptions before it are in force
 ======== ============= ============ ==========================================
@@ -23,8 +24,8 @@ from labmesh.errors import ProtocolError
 from labmesh.protocol.ids import MAX_ID_LENGTH, check_id, closest, shown
 
 #: Families that relays and banks publish, each under its own id, and who publishes which.
-NODE_FAMILIES = ("state", "event", "dataset", "log")
-FAMILIES_OF = {"relay": ("state", "event", "log"), "bank": ("dataset", "log")}
+NODE_FAMILIES = ("state", "event", "dataset", "log", "tail")
+FAMILIES_OF = {"relay": ("state", "event", "log", "tail"), "bank": ("dataset", "log", "tail")}
 #: Families that the broker alone publishes.
 BROKER_FAMILIES = ("presence", "mark")
 FAMILIES = NODE_FAMILIES + BROKER_FAMILIES

@@ -219,19 +219,21 @@ class Proxy:
         small = len(payload) < _COPY_BELOW
         # A small message shares libzmq's buffer with its neighbours, which it would keep alive.
         kept = payload.bytes if small else payload.buffer
-        send = self._out.send
-        send(topic, _MORE)
-        send(header, _MORE)
-        if small:
-            send(kept, _MORE)
-        else:
-            send(payload, _MORE, False)
-        send(stamp, _NOBLOCK)
+        self._pass_on(topic, header, kept if small else payload, stamp)
         self.forwarded += 1
         self._rings.keep(topic, header, kept)
         if topic.startswith(_STATE):
             self._last.keep(topic, header, kept)
         self._queue.passed(len(kept))
+
+    def _pass_on(
+        self, topic: bytes, header: bytes, payload: bytes | memoryview | zmq.Frame, stamp: bytes
+    ) -> None:
+        send = self._out.send
+        send(topic, _MORE)
+        send(header, _MORE)
+        send(payload, _MORE, type(payload) is bytes)
+        send(stamp, _NOBLOCK)
 
     def _drop(self, exc: ProtocolError) -> None:
         self.dropped += 1

@@ -92,6 +92,13 @@ class Publisher:
             return False
         return self._channel.send([name.encode(), encode_event(event), payload])
 
+    def publish_tail(self) -> None:
+        """Tell how far each topic has come, so that a loss at the end of one is noticed."""
+        last = self._sequencer.last()
+        last.pop(topic("tail", self._node_id), None)
+        if last:
+            self.publish("tail", "tail", last)
+
     def close(self, linger_ms: int = 200) -> None:
         """Let the last events leave, and close; twice is fine."""
         if self._closed:

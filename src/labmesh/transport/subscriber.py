@@ -17,16 +17,17 @@ import zmq
 
 from labmesh.errors import LabmeshError, LinkLost, ProtocolError, TooLarge
 from labmesh.protocol.addresses import parse_connect
-from labmesh.protocol.codec import decode_event
+from labmesh.protocol.codec import decode_event, decode_value
 from labmesh.protocol.events import Tracker
 from labmesh.protocol.inbox import Inbox
 from labmesh.protocol.messages import Event, LastEvent
 from labmesh.protocol.seldom import Seldom
+from labmesh.protocol.topics import split
 from labmesh.transport.channel import receive, skip
 from labmesh.transport.monitor import EVENTS, Health, read_event
 from labmesh.transport.sockets import Sockets
 
-__all__ = ["Received", "Subscriber"]
+__all__ = ["Lost", "Received", "Subscriber"]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ _INBOX = 10_000
 _REBUILD_S = 0.5
 _STOP = b""
 _POKE_MS = 500
+_TAIL = "tail."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,17 @@ class Received:
     heard_at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Events of a topic that never came: ``missed`` of the sequences ``first`` to ``last``."""
+
+    topic: str
+    epoch: str
+    first: int
+    last: int
+    missed: int
+
+
 class Subscriber:
     """Receives events and hands them, in batches, to the loop that made it.
 
@@ -63,7 +76,7 @@ class Subscriber:
         sockets: Sockets,
         endpoint: str,
         *,
-        deliver: Callable[[list[Received]], None],
+        deliver: Callable[[list[Received | Lost]], None],
         on_link: Callable[[bool], None],
     ) -> None:
         self._sockets = sockets
@@ -75,7 +88,7 @@ class Subscriber:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._tracker = Tracker()
-        self._inbox: Inbox[Received] = Inbox(_INBOX)
+        self._inbox: Inbox[Received | Lost] = Inbox(_INBOX)
         self._scheduled = False
         self._prefixes: set[bytes] = set()
         self._closed = False
@@ -231,12 +244,36 @@ class Subscriber:
         try:
             event = decode_event(header)
             seen = self._tracker.seen(name, event, snapshot=snapshot)
+            if name.startswith(_TAIL):
+                if seen.new:
+                    self._take_tail(name, event, payload)
+                return
         except ProtocolError as exc:
             self.dropped += 1
             if self._warnings.due(time.monotonic()) is not None:
                 log.warning("%s sent an event that cannot be read: %s", self._where, exc)
             return
+        if seen.missed:
+            lost = Lost(name, event.epoch, seen.first, event.sequence - 1, seen.missed)
+            self._inbox.put(lost)
         if seen.new:
             heard_at = None if snapshot else time.monotonic()
             received = Received(name, event, payload, seen.missed, heard_at)
             self._inbox.put(received, key=name if event.kind == "state" else None)
+
+    def _take_tail(self, name: str, event: Event, payload: bytes | memoryview) -> None:
+        """A publisher tells the last sequence of each of its topics.
+
+        :raises ProtocolError: it tells something else.
+        """
+        node_id = name.removeprefix(_TAIL)
+        told = decode_value(payload)
+        if not isinstance(told, dict):
+            raise ProtocolError("a tail is a table of topics and sequences")
+        for topic, last in told.items():
+            of_its_own = isinstance(topic, str) and split(topic)[1] == node_id
+            if not of_its_own or not isinstance(last, int):
+                raise ProtocolError("a tail names topics of its publisher, and sequences")
+            seen = self._tracker.tail(topic, event.epoch, last)
+            if seen.missed:
+                self._inbox.put(Lost(topic, event.epoch, seen.first, last, seen.missed))

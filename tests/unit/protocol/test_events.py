@@ -17,9 +17,9 @@ def event(sequence: int, epoch: str = "e1", time: float = 0.0) -> Event:
     return Event(publisher="Inst-0", epoch=epoch, sequence=sequence, time=time)
 
 
-def lost(count: int) -> Seen:
-    """New, after so many that never arrived."""
-    return Seen(new=True, missed=count)
+def lost(count: int, first: int) -> Seen:
+    """New, after so many that never arrived, of which the first had this sequence."""
+    return Seen(new=True, missed=count, first=first)
 
 
 # ── publisher ───────────────────────────────────────────────────────────────────────────────────
@@ -29,6 +29,7 @@ def test_a_publisher_counts_each_topic_from_one() -> None:
     sequencer = Sequencer("Inst-0", "e1")
     sequences = [sequencer.next(topic, 0.0).sequence for topic in ("a", "a", "b", "a")]
     assert sequences == [1, 2, 1, 3]
+    assert sequencer.last() == {"a": 3, "b": 1}
 
 
 def test_an_event_says_who_when_and_what() -> None:
@@ -54,14 +55,14 @@ def test_events_in_order_are_new_and_repeats_are_not() -> None:
 def test_lost_events_are_counted() -> None:
     tracker = Tracker()
     tracker.seen(TOPIC, event(5))
-    assert tracker.seen(TOPIC, event(9)) == lost(3)
+    assert tracker.seen(TOPIC, event(9)) == lost(3, 6)
     assert tracker.seen(TOPIC, event(10)) == NEW
 
 
 def test_a_huge_jump_is_a_gap_like_any_other() -> None:
     tracker = Tracker()
     tracker.seen(TOPIC, event(1))
-    assert tracker.seen(TOPIC, event(2**53)) == lost(2**53 - 2)
+    assert tracker.seen(TOPIC, event(2**53)) == lost(2**53 - 2, 2)
 
 
 def test_topics_are_counted_apart() -> None:
@@ -97,7 +98,7 @@ def test_a_restarted_publisher_begins_anew_without_a_gap() -> None:
     tracker = Tracker()
     tracker.seen(TOPIC, event(7, "e1", 10.0))
     assert tracker.seen(TOPIC, event(3, "e2", 11.0)) == NEW
-    assert tracker.seen(TOPIC, event(5, "e2", 12.0)) == lost(1)
+    assert tracker.seen(TOPIC, event(5, "e2", 12.0)) == lost(1, 4)
 
 
 def test_a_restart_counts_even_if_the_clock_went_back() -> None:
@@ -136,7 +137,7 @@ def test_the_true_publisher_is_heard_again_when_the_impostor_fell_silent() -> No
     assert tracker.seen(TOPIC, event(21, "holder", 101.0)) == OLD
     assert tracker.seen(TOPIC, event(30, "holder", 110.5)) == OLD
     # Events 21 to 30 were never delivered: they are missing, whoever dropped them.
-    assert tracker.seen(TOPIC, event(31, "holder", 110.75)) == lost(10)
+    assert tracker.seen(TOPIC, event(31, "holder", 110.75)) == lost(10, 21)
     assert tracker.seen(TOPIC, event(2, "impostor", 111.0)) == OLD
 
 
@@ -157,6 +158,33 @@ def test_an_epoch_that_was_followed_again_is_remembered_no_shorter_than_others()
         tracker.seen(TOPIC, event(1, f"e{restart}", 20.0 + restart))
     assert tracker.seen(TOPIC, event(22, "e0", 21.0)) == OLD
     assert tracker.seen(TOPIC, event(3, "e1", 2.0)) == NEW
+
+
+# ── subscriber: the end of a stream ─────────────────────────────────────────────────────────────
+
+
+def test_what_was_lost_at_the_end_is_known_from_the_publishers_count() -> None:
+    tracker = Tracker()
+    tracker.seen(TOPIC, event(5))
+    assert tracker.tail(TOPIC, "e1", 7) == Seen(new=False, missed=2, first=6)
+    assert tracker.tail(TOPIC, "e1", 7) == OLD, "told once"
+    assert tracker.seen(TOPIC, event(8)) == NEW
+    assert tracker.seen(TOPIC, event(7)) == OLD, "counted as lost: it comes no more"
+
+
+def test_a_count_that_says_nothing_new_is_no_loss() -> None:
+    tracker = Tracker()
+    assert tracker.tail(TOPIC, "e1", 9) == OLD, "a late joiner has lost nothing"
+    tracker.seen(TOPIC, event(5))
+    assert tracker.tail(TOPIC, "e1", 5) == OLD
+    assert tracker.tail(TOPIC, "e0", 9) == OLD, "of another life"
+
+
+def test_snapshots_ahead_of_the_count_are_not_lost() -> None:
+    tracker = Tracker()
+    tracker.seen(TOPIC, event(5))
+    tracker.seen(TOPIC, event(8), snapshot=True)
+    assert tracker.tail(TOPIC, "e1", 9) == Seen(new=False, missed=3, first=6)
 
 
 # ── subscriber: snapshots ───────────────────────────────────────────────────────────────────────
@@ -188,7 +216,7 @@ def test_a_snapshot_is_no_gap_but_hides_none_either() -> None:
     tracker = Tracker()
     tracker.seen(TOPIC, event(5))
     assert tracker.seen(TOPIC, event(9), snapshot=True) == NEW
-    assert tracker.seen(TOPIC, event(10)) == lost(3)
+    assert tracker.seen(TOPIC, event(10)) == lost(3, 6)
     assert tracker.seen(TOPIC, event(11)) == NEW
 
 
@@ -205,7 +233,7 @@ def test_what_was_lost_before_an_overtaken_event_is_told_with_the_next_new_one()
     tracker.seen(TOPIC, event(5))
     tracker.seen(TOPIC, event(9), snapshot=True)
     assert tracker.seen(TOPIC, event(8)) == OLD
-    assert tracker.seen(TOPIC, event(11)) == lost(3)
+    assert tracker.seen(TOPIC, event(11)) == lost(3, 6)
 
 
 def test_each_snapshot_ahead_of_the_stream_counts_as_received() -> None:
@@ -214,7 +242,7 @@ def test_each_snapshot_ahead_of_the_stream_counts_as_received() -> None:
     for fetched in (4, 6, 6, 8):
         tracker.seen(TOPIC, event(fetched), snapshot=True)
     assert tracker.seen(TOPIC, event(5)) == OLD
-    assert tracker.seen(TOPIC, event(10)) == lost(len([2, 3, 7, 9]))
+    assert tracker.seen(TOPIC, event(10)) == lost(len([2, 3, 7, 9]), 2)
 
 
 def test_snapshots_fetched_while_the_stream_is_dead_do_not_pile_up() -> None:

@@ -119,7 +119,8 @@ class Replay(Request, frozen=True, kw_only=True, omit_defaults=True, tag="replay
     """
 
     topic: Annotated[str, Meta(max_length=200)]
-    epoch: Annotated[str, EPOCH]
+    #: of the publisher, as in the events
+    node_epoch: Annotated[str, EPOCH]
     first: Annotated[int, Meta(ge=1, le=2**53)]
     last: Annotated[int, Meta(ge=1, le=2**53)]
 
