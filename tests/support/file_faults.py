@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from labmesh.storage.fileops import Access, FileOps
+from labmesh.storage.fileops import Access, FileFacts, FileOps
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,11 @@ class FaultyFileOps(FileOps):
         super().fsync(fd)
 
     def close(self, fd: int) -> None:
-        # As in Linux: the descriptor is gone, whatever close reports.
+        # As in Linux: the descriptor is gone, whatever close reports. Another thread may have its
+        # number at once.
+        path = self.open_files.pop(fd)
         super().close(fd)
-        self._record("close", self.open_files.pop(fd))
+        self._record("close", path)
 
     def rename(self, source: Path, target: Path) -> None:
         self._record("rename", source, target)
@@ -89,6 +91,34 @@ class FaultyFileOps(FileOps):
         self._record("listdir", path)
         return super().listdir(path)
 
+    def scan(self, path: Path) -> list[FileFacts]:
+        self._record("scan", path)
+        return super().scan(path)
+
+    def stat(self, path: Path) -> FileFacts:
+        self._record("stat", path)
+        return super().stat(path)
+
+    def fstat(self, fd: int) -> FileFacts:
+        self._record("fstat", self.open_files[fd])
+        return super().fstat(fd)
+
+    def truncate(self, fd: int, size: int) -> None:
+        self._record("truncate", self.open_files[fd])
+        super().truncate(fd, size)
+
+    def reserve(self, fd: int, size: int) -> bool:
+        self._record("reserve", self.open_files[fd])
+        return super().reserve(fd, size)
+
+    def touch(self, fd: int) -> None:
+        self._record("touch", self.open_files[fd])
+        super().touch(fd)
+
+    def make_private(self, path: Path) -> None:
+        self._record("make_private", path)
+        super().make_private(path)
+
     def exists(self, path: Path) -> bool:
         self._record("exists", path)
         return super().exists(path)
@@ -103,7 +133,7 @@ class FaultyFileOps(FileOps):
 
     def journal(self) -> list[str]:
         """What was done since the last call, as text, without mere looks."""
-        looks = ("exists", "free_bytes", "listdir", "read")
+        looks = ("exists", "free_bytes", "fstat", "listdir", "read", "scan", "stat")
         lines = [str(each) for each in self.done if each.name not in looks]
         self.done.clear()
         return lines

@@ -1,4 +1,4 @@
-"""What every pair of a blob store and a catalog is held to.
+"""What every catalog is held to; blob_contract.py has what every blob store is held to.
 
 A test module makes a class of it that says how the pair is opened::
 
@@ -9,33 +9,28 @@ A test module makes a class of it that says how the pair is opened::
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import msgspec
 import pytest
+from tests.support.blob_contract import CONTENT, put, sha256_of
 
-from labmesh.errors import ChecksumMismatch, Conflict, NoSpace, ProtocolError, StorageError
-from labmesh.protocol.messages import DatasetId, DatasetRecord
-from labmesh.storage.base import BlobStore, Catalog, Piece
+from labmesh.errors import Conflict, NotFound, ProtocolError
+from labmesh.protocol.messages import (
+    Annotation,
+    Condition,
+    DatasetId,
+    DatasetRecord,
+    SearchDatasets,
+    TrashEntry,
+)
+from labmesh.storage.base import BlobStore, Catalog
+
+__all__ = ["CONTENT", "Storage", "StorageContract", "put", "record_of", "sha256_of"]
 
 Storage = tuple[BlobStore, Catalog]
-
-CONTENT = bytes(range(256)) * 40
-
-
-def sha256_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def put(blobs: BlobStore, content: bytes) -> str:
-    """Store ``content``; returns its name."""
-    part = blobs.begin(len(content))
-    part.write(0, content)
-    part.finish(len(content), sha256_of(content))
-    return sha256_of(content)
 
 
 def record_of(dataset_id: str, content: bytes = CONTENT, **facts: object) -> DatasetRecord:
@@ -49,12 +44,14 @@ def record_of(dataset_id: str, content: bytes = CONTENT, **facts: object) -> Dat
     return msgspec.convert(fields, DatasetRecord)
 
 
-def is_unreadable(blobs: BlobStore, sha256: str) -> bool:
-    try:
-        blobs.read(sha256, 0, 0)
-    except StorageError:
-        return True
-    return False
+def entry_of(dataset_id: str, **facts: object) -> TrashEntry:
+    """What a bank gives the trash: only the id of the record counts."""
+    fields = {"record": record_of(dataset_id), "deleted": 100.0, "purge": 200.0, **facts}
+    return msgspec.convert(fields, TrashEntry)
+
+
+def search_of(*where: Condition, **facts: object) -> SearchDatasets:
+    return SearchDatasets(id="1", where=list(where), **facts)  # type: ignore[arg-type]
 
 
 class StorageContract:
@@ -63,160 +60,8 @@ class StorageContract:
         raise NotImplementedError
 
     @pytest.fixture
-    def blobs(self, storage: Storage) -> BlobStore:
-        return storage[0]
-
-    @pytest.fixture
     def catalog(self, storage: Storage) -> Catalog:
         return storage[1]
-
-    # ── blobs ──
-
-    def test_content_is_read_back_whole_and_by_range(self, blobs: BlobStore) -> None:
-        name = put(blobs, CONTENT)
-        assert blobs.read(name, 0, len(CONTENT)) == CONTENT
-        assert blobs.read(name, 255, 3) == b"\xff\x00\x01"
-        assert blobs.read(name, len(CONTENT) - 1, 1) == b"\xff"
-        assert blobs.read(name, len(CONTENT), 0) == b""
-
-    def test_an_empty_object_is_an_object(self, blobs: BlobStore) -> None:
-        part = blobs.begin(0)
-        part.finish(0, sha256_of(b""))
-        assert blobs.read(sha256_of(b""), 0, 0) == b""
-
-    def test_pieces_of_every_kind_and_size_are_joined(self, blobs: BlobStore) -> None:
-        pieces: list[Piece] = [
-            b"\x01" * 3,
-            b"",
-            bytearray(b"\x02" * 70_000),
-            memoryview(b"\x03" * 5)[1:3],
-            memoryview(b"\x04" * 8).cast("d"),
-        ]
-        part = blobs.begin()
-        for piece in pieces:
-            part.write(part.size, piece)
-        content = b"".join(bytes(piece) for piece in pieces)
-        assert part.size == len(content)
-        part.finish(len(content), sha256_of(content))
-        assert blobs.read(sha256_of(content), 0, len(content)) == content
-
-    def test_a_piece_may_be_changed_once_it_was_written(self, blobs: BlobStore) -> None:
-        piece = bytearray(b"first")
-        part = blobs.begin()
-        part.write(0, piece)
-        piece[:] = b"other"
-        part.finish(5, sha256_of(b"first"))
-        assert blobs.read(sha256_of(b"first"), 0, 5) == b"first"
-
-    @pytest.mark.parametrize("offset", [0, 4, 6])
-    def test_a_piece_at_another_offset_is_refused_and_changes_nothing(
-        self, blobs: BlobStore, offset: int
-    ) -> None:
-        part = blobs.begin()
-        part.write(0, b"first")
-        with pytest.raises(ValueError, match="continues at 5"):
-            part.write(offset, b"junk")
-        part.write(5, b"second")
-        part.finish(11, sha256_of(b"firstsecond"))
-        assert blobs.read(sha256_of(b"firstsecond"), 0, 11) == b"firstsecond"
-
-    @pytest.mark.parametrize(
-        ("size", "sha256"),
-        [
-            (len(CONTENT) - 1, sha256_of(CONTENT)),
-            (len(CONTENT) + 1, sha256_of(CONTENT)),
-            (len(CONTENT), sha256_of(b"other")),
-            (len(CONTENT), "0" * 64),
-            (len(CONTENT), sha256_of(CONTENT).upper()),
-        ],
-    )
-    def test_content_that_is_not_the_announced_is_not_kept(
-        self, blobs: BlobStore, size: int, sha256: str
-    ) -> None:
-        part = blobs.begin()
-        part.write(0, CONTENT)
-        with pytest.raises(ChecksumMismatch):
-            part.finish(size, sha256)
-        assert is_unreadable(blobs, sha256_of(CONTENT))
-        assert is_unreadable(blobs, sha256)
-        with pytest.raises(StorageError, match="start it again"):
-            part.finish(len(CONTENT), sha256_of(CONTENT))
-
-    def test_a_part_cannot_be_read_before_it_is_finished(self, blobs: BlobStore) -> None:
-        part = blobs.begin(len(CONTENT))
-        part.write(0, CONTENT)
-        assert is_unreadable(blobs, sha256_of(CONTENT))
-        part.finish(len(CONTENT), sha256_of(CONTENT))
-        assert not is_unreadable(blobs, sha256_of(CONTENT))
-
-    def test_a_discarded_part_leaves_nothing(self, blobs: BlobStore) -> None:
-        part = blobs.begin()
-        part.write(0, CONTENT)
-        part.discard()
-        part.discard()
-        assert is_unreadable(blobs, sha256_of(CONTENT))
-        with pytest.raises(StorageError, match="start it again"):
-            part.write(part.size, b"more")
-
-    def test_discarding_a_finished_part_keeps_the_object(self, blobs: BlobStore) -> None:
-        part = blobs.begin()
-        part.write(0, CONTENT)
-        part.finish(len(CONTENT), sha256_of(CONTENT))
-        part.discard()
-        assert blobs.read(sha256_of(CONTENT), 0, len(CONTENT)) == CONTENT
-
-    def test_the_same_content_may_be_stored_twice(self, blobs: BlobStore) -> None:
-        assert put(blobs, CONTENT) == put(blobs, CONTENT)
-        assert blobs.read(sha256_of(CONTENT), 0, len(CONTENT)) == CONTENT
-
-    def test_parts_may_be_written_at_the_same_time(self, blobs: BlobStore) -> None:
-        one, two = blobs.begin(), blobs.begin()
-        for offset in range(0, 30, 3):
-            one.write(offset, b"abc")
-            two.write(offset, b"xyz")
-        two.finish(30, sha256_of(b"xyz" * 10))
-        one.finish(30, sha256_of(b"abc" * 10))
-        assert blobs.read(sha256_of(b"abc" * 10), 0, 30) == b"abc" * 10
-        assert blobs.read(sha256_of(b"xyz" * 10), 0, 30) == b"xyz" * 10
-
-    def test_parts_may_be_written_by_many_threads(self, blobs: BlobStore) -> None:
-        contents = [bytes([number]) * (1000 + number) for number in range(24)]
-        with ThreadPoolExecutor(8) as pool:
-            names = list(pool.map(lambda content: put(blobs, content), contents))
-        for name, content in zip(names, contents, strict=True):
-            assert blobs.read(name, 0, len(content)) == content
-
-    @pytest.mark.parametrize(("offset", "size"), [(0, 1), (len(CONTENT), 1), (5, len(CONTENT))])
-    def test_a_range_beyond_the_end_is_never_answered_short(
-        self, blobs: BlobStore, offset: int, size: int
-    ) -> None:
-        name = put(blobs, CONTENT if offset else b"")
-        with pytest.raises(StorageError, match="ends before"):
-            blobs.read(name, offset, size)
-
-    @pytest.mark.parametrize("name", ["0" * 64, "", "..", "../LOCK", "a" * 63, "A" * 64])
-    def test_an_object_that_is_not_there_is_an_error(self, blobs: BlobStore, name: str) -> None:
-        with pytest.raises(StorageError):
-            blobs.read(name, 0, 1)
-
-    def test_more_than_there_is_room_for_is_refused_before_the_first_byte(
-        self, blobs: BlobStore
-    ) -> None:
-        with pytest.raises(NoSpace, match="room"):
-            blobs.begin(blobs.free_bytes() + 2**40)
-        put(blobs, CONTENT)
-
-    def test_closing_discards_what_is_unfinished_and_may_be_repeated(
-        self, blobs: BlobStore, catalog: Catalog
-    ) -> None:
-        part = blobs.begin()
-        part.write(0, CONTENT)
-        catalog.close()
-        blobs.close()
-        with pytest.raises(StorageError):
-            part.write(len(CONTENT), CONTENT)
-        catalog.close()
-        blobs.close()
 
     # ── records ──
 
@@ -317,3 +162,156 @@ class StorageContract:
         assert set(outcomes) == {winner.sha256, "conflict"}
         assert outcomes.count(winner.sha256) == 5
         assert catalog.count() == 1
+
+    def test_provenance_comes_with_the_full_record_alone(self, catalog: Catalog) -> None:
+        record = record_of("scan-1", provenance={"user": "ada", "T": math.inf}, tags=["new"])
+        brief = msgspec.structs.replace(record, sequence=1, provenance={})
+        assert catalog.add(record) == brief
+        assert catalog.add(record) == brief
+        assert catalog.get("scan-1") == brief
+        assert catalog.page().records == [brief]
+        assert catalog.search(search_of()).records == [brief]
+        assert catalog.full("scan-1") == msgspec.structs.replace(record, sequence=1)
+        assert catalog.full("scan-2") is None
+
+    # ── notes and tags ──
+
+    def test_annotations_change_the_tags_and_are_kept(self, catalog: Catalog) -> None:
+        catalog.add(record_of("scan-1", tags=["new", "raw"], provenance={"user": "ada"}))
+        notes = [
+            Annotation(time=1.0, who="ada", add_tags=["good", "raw"], note="line\nµ"),
+            Annotation(time=2.0, who="bob", remove_tags=["new", "none"]),
+            Annotation(time=3.0, note="no tags"),
+        ]
+        tags = [catalog.annotate("scan-1", each).tags for each in notes]
+        assert tags == [["new", "raw", "good"], ["raw", "good"], ["raw", "good"]]
+        assert catalog.history("scan-1") == notes
+        for found in (catalog.get("scan-1"), catalog.full("scan-1"), catalog.page().records[0]):
+            assert found is not None
+            assert found.tags == ["raw", "good"]
+        assert catalog.search(search_of(tags=["good", "raw"])).records == catalog.page().records
+        assert catalog.search(search_of(tags=["new"])).records == []
+        assert catalog.search(search_of(text="GOOD")).records == catalog.page().records
+
+    def test_a_dataset_has_at_most_64_tags(self, catalog: Catalog) -> None:
+        catalog.add(record_of("scan-1", tags=[str(number) for number in range(63)]))
+        catalog.annotate("scan-1", Annotation(time=1.0, add_tags=["63"]))
+        with pytest.raises(ProtocolError, match="at most 64"):
+            catalog.annotate("scan-1", Annotation(time=2.0, add_tags=["64"]))
+        catalog.annotate("scan-1", Annotation(time=3.0, add_tags=["64"], remove_tags=["0"]))
+        assert len(catalog.history("scan-1")) == 2
+
+    def test_what_is_not_there_cannot_be_changed(self, catalog: Catalog) -> None:
+        catalog.add(record_of("scan-1"))
+        for change in (
+            lambda: catalog.annotate("scan-2", Annotation(time=1.0)),
+            lambda: catalog.history("scan-2"),
+            lambda: catalog.trash(entry_of("scan-2")),
+            lambda: catalog.restore("scan-1"),
+            lambda: catalog.purge("scan-1"),
+        ):
+            with pytest.raises(NotFound, match="scan"):
+                change()
+        assert catalog.count() == 1
+
+    # ── the trash ──
+
+    def test_the_trash_takes_gives_back_and_forgets(self, catalog: Catalog) -> None:
+        for number in (1, 2, 3):
+            content = bytes(number)
+            catalog.add(
+                record_of(f"scan-{number}", content, provenance={"user": "ada"}, tags=["raw"])
+            )
+        catalog.annotate("scan-2", Annotation(time=1.0, add_tags=["good"]))
+        before, full = catalog.get("scan-2"), catalog.full("scan-2")
+        assert before is not None
+        entry = entry_of("scan-2", who="ada", why="noise")
+        catalog.trash(entry)
+        assert catalog.get("scan-2") is None
+        assert catalog.full("scan-2") is None
+        assert [each.sequence for each in catalog.page().records] == [1, 3]
+        assert len(catalog.search(search_of(tags=["raw"])).records) == 2
+        assert catalog.trashed() == [msgspec.structs.replace(entry, record=before)]
+        assert (catalog.count(), catalog.total_bytes()) == (2, 6)
+        assert catalog.refers(before.sha256)
+        with pytest.raises(Conflict, match="in the trash"):
+            catalog.add(record_of("scan-2", bytes(2)))
+        assert catalog.restore("scan-2") == before
+        assert catalog.full("scan-2") == full
+        assert [each.sequence for each in catalog.page().records] == [1, 2, 3]
+        assert len(catalog.history("scan-2")) == 1
+        catalog.trash(entry)
+        catalog.purge("scan-2")
+        assert catalog.trashed() == []
+        assert not catalog.refers(before.sha256)
+        assert catalog.total_bytes() == 4
+        again = catalog.add(record_of("scan-2", bytes(2)))
+        assert (again.sequence, again.tags, catalog.history("scan-2")) == (4, [], [])
+
+    def test_the_trash_is_listed_by_id_and_in_pages(self, catalog: Catalog) -> None:
+        for name in ("c", "a", "d", "b"):
+            catalog.add(record_of(name))
+            catalog.trash(entry_of(name))
+
+        def page(**choice: object) -> str:
+            return "".join(each.record.dataset_id for each in catalog.trashed(**choice))  # type: ignore[arg-type]
+
+        assert page() == "abcd"
+        assert page(limit=2) == "ab"
+        assert page(after="b", limit=1) == "c"
+        assert page(after="d") == ""
+        assert (catalog.count(), catalog.last_sequence()) == (0, 0)
+        assert catalog.add(record_of("e")).sequence == 5
+
+    def test_an_object_is_needed_as_long_as_one_record_has_it(self, catalog: Catalog) -> None:
+        catalog.add(record_of("scan-1"))
+        catalog.add(record_of("scan-2"))
+        assert not catalog.refers("0" * 64)
+        for name in ("scan-1", "scan-2"):
+            assert catalog.refers(record_of("x").sha256)
+            catalog.trash(entry_of(name))
+            assert catalog.refers(record_of("x").sha256)
+            catalog.purge(name)
+        assert not catalog.refers(record_of("x").sha256)
+
+    # ── searching ──
+
+    def test_a_search_goes_on_where_it_stopped_whatever_is_added(self, catalog: Catalog) -> None:
+        for number in range(7):
+            catalog.add(record_of(f"scan-{number}", name="ab"[number % 2], meta={"n": number}))
+        query = search_of(Condition(field="meta.n", op="<", value=6), sort="name", limit=4)
+        first = catalog.search(query)
+        assert [each.dataset_id[-1] for each in first.records] == list("5314")
+        catalog.add(record_of("scan-9", name="b", meta={"n": 0}))
+        catalog.trash(entry_of("scan-4"))
+        second = catalog.search(msgspec.structs.replace(query, after=first.next))
+        assert ([each.dataset_id[-1] for each in second.records], second.next) == (list("20"), "")
+
+    def test_children_are_found_by_their_parent(self, catalog: Catalog) -> None:
+        catalog.add(record_of("raw"))
+        catalog.add(record_of("fit", parents=["raw", "dark"]))
+        assert [each.dataset_id for each in catalog.search(search_of(parent="raw")).records] == [
+            "fit"
+        ]
+        assert catalog.search(search_of(parent="fit")).records == []
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            search_of(Condition(field="colour", value=1)),
+            search_of(Condition(field="size", op="<", value="big")),
+            search_of(after="sequence-1"),
+        ],
+    )
+    def test_a_search_that_makes_no_sense_is_refused(
+        self, catalog: Catalog, query: SearchDatasets
+    ) -> None:
+        with pytest.raises(ProtocolError):
+            catalog.search(query)
+
+    def test_marks_are_numbers_with_names(self, catalog: Catalog) -> None:
+        assert catalog.mark("announced") == 0
+        catalog.set_mark("announced", 7)
+        catalog.set_mark("other", 1)
+        catalog.set_mark("announced", 5)
+        assert (catalog.mark("announced"), catalog.mark("other")) == (5, 1)

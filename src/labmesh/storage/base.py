@@ -20,10 +20,11 @@ refuses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
-from labmesh.errors import ChecksumMismatch, Conflict
+from labmesh.errors import ChecksumMismatch, Conflict, NotFound, ProtocolError
+from labmesh.protocol.ids import shown
 from labmesh.protocol.messages import Annotation, DatasetRecord, SearchDatasets, TrashEntry
 
 __all__ = [
@@ -34,9 +35,16 @@ __all__ = [
     "Part",
     "Piece",
     "StoredObject",
+    "annotated_tags",
     "check_finished",
+    "in_trash",
+    "no_dataset",
+    "not_in_trash",
     "stored_or_conflict",
 ]
+
+#: of one dataset
+MAX_TAGS = 64
 
 #: Contiguous bytes of any kind; they are not kept after the call.
 Piece: TypeAlias = bytes | bytearray | memoryview
@@ -77,9 +85,9 @@ class Part(Protocol):
     def finish(self, size: int, sha256: str) -> None:
         """Make the bytes durable and readable under ``sha256`` (lower-case hexadecimal).
 
-        All or nothing: after an error the part is gone, and no reader sees any of it. The same
-        content may be stored any number of times; it is one object, and storing it again mends one
-        that was damaged.
+        All or nothing: after an error the part is gone, and what a reader can see is whole content
+        or none. The same content may be stored any number of times; it is one object, and storing
+        it again mends one that was damaged.
 
         :raises ChecksumMismatch: the size or digest of what was written differs.
         :raises StorageError: the medium refused; it is never asked twice to sync the same bytes.
@@ -119,7 +127,7 @@ class BlobStore(Protocol):
         :raises StorageError: the store is read-only for now; the text says why.
         """
 
-    def unfinished(self) -> list[Part]:
+    def unfinished(self) -> Sequence[Part]:
         """The parts that an earlier process left with durable bytes: each once, ``size`` equal to
         ``durable``, ready to be continued.
         """
@@ -136,11 +144,15 @@ class BlobStore(Protocol):
         """Read the whole object and compare it with its name and ``size``.
 
         :raises Damaged: as :meth:`read`.
-        :raises StorageError: as :meth:`read`.
+        :raises StorageError: as :meth:`read`; or the object is whole, and has another size.
         """
 
-    def remove(self, sha256: str) -> None:
-        """Free the room of an object, durably; one that is missing is removed already."""
+    def remove(self, sha256: str, older_than_s: float = 0.0) -> None:
+        """Free the room of an object, durably; one that is missing is removed already.
+
+        One that was stored (again) within the last ``older_than_s`` stays: an upload of the same
+        content may be about to add its record.
+        """
 
     def objects(self) -> Iterator[StoredObject]:
         """Every object, in no order. One that comes or goes meanwhile may be in it or not."""
@@ -238,18 +250,18 @@ class Catalog(Protocol):
         """
 
     def trashed(self, after: str = "", limit: int = 100) -> list[TrashEntry]:
-        """At most ``limit`` entries of the trash whose ids follow ``after``, in the order of ids."""
+        """At most ``limit`` entries of the trash, by id, whose ids follow ``after``."""
 
     def purge(self, dataset_id: str) -> None:
-        """Forget a dataset of the trash for ever. Its id is free again; its bytes are an orphan once
-        :meth:`refers` says so.
+        """Forget a dataset of the trash for ever. Its id is free again; its bytes are an orphan
+        once :meth:`refers` says so.
 
         :raises NotFound: it is not in the trash.
         """
 
     def refers(self, sha256: str) -> bool:
-        """Whether any record, also one in the trash, or one that cannot be read, needs (or may need)
-        this object.
+        """Whether any record needs (or may need) this object, also one in the trash, or one that
+        cannot be read.
         """
 
     def count(self) -> int:
@@ -298,4 +310,45 @@ def stored_or_conflict(stored: DatasetRecord, record: DatasetRecord) -> DatasetR
         dataset_id=stored.dataset_id,
         size=stored.size,
         sha256=stored.sha256,
+    )
+
+
+def annotated_tags(tags: list[str], annotation: Annotation) -> list[str]:
+    """``tags`` as they are after ``annotation``: the removed ones are gone, the new ones last.
+
+    :raises ProtocolError: there would be more than 64.
+    """
+    kept = [each for each in tags if each not in annotation.remove_tags]
+    changed = list(dict.fromkeys([*kept, *annotation.add_tags]))
+    if len(changed) > MAX_TAGS:
+        raise ProtocolError(
+            f"it would have {len(changed)} tags, and a dataset has at most {MAX_TAGS}; remove "
+            "some, or write a note"
+        )
+    return changed
+
+
+def no_dataset(dataset_id: str) -> NotFound:
+    """The error of an id that no dataset has."""
+    return NotFound(
+        f"there is no dataset {shown(dataset_id, 128)}; a search shows what there is, and the "
+        "trash what was deleted",
+        dataset_id=dataset_id[:128],
+    )
+
+
+def not_in_trash(dataset_id: str) -> NotFound:
+    """The error of an id that nothing in the trash has."""
+    return NotFound(
+        f"{shown(dataset_id, 128)} is not in the trash; list the trash to see what is",
+        dataset_id=dataset_id[:128],
+    )
+
+
+def in_trash(dataset_id: str) -> Conflict:
+    """The error of a new dataset whose id is in the trash."""
+    return Conflict(
+        f"dataset {dataset_id} is in the trash: restore it, wait until it is gone for ever, or "
+        "upload under another id",
+        dataset_id=dataset_id,
     )

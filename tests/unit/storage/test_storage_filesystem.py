@@ -25,7 +25,7 @@ from tests.support.storage_contract import (
     sha256_of,
 )
 
-from labmesh.errors import ConfigError, NoSpace, StorageError
+from labmesh.errors import ConfigError, Damaged, NoSpace, StorageError
 from labmesh.protocol.messages import DatasetRecord
 from labmesh.storage.base import BlobStore, Catalog
 from labmesh.storage.fileops import FileOps, write_all
@@ -62,7 +62,9 @@ def close(storage: tuple[BlobStore, Catalog]) -> None:
 
 
 def tree(root: Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    """Every file but those of the index, which is derived."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)) for path in files if "sqlite" not in path.name}
 
 
 # ── layout ──
@@ -165,8 +167,9 @@ def test_new_folders_are_made_durable_from_the_top(tmp_path: Path) -> None:
         *("mkdir bank", "fsync_dir a"),
         *("mkdir parts", "fsync_dir bank"),
         *("mkdir objects", "fsync_dir bank"),
-        *("mkdir records", "fsync_dir bank"),
-        "fsync_dir records",
+        *("mkdir records", "fsync_dir bank", "fsync_dir records"),
+        *("mkdir notes", "fsync_dir bank", "fsync_dir notes"),
+        *("mkdir trash", "fsync_dir bank", "fsync_dir trash"),
     ]
 
 
@@ -332,6 +335,7 @@ def test_each_operation_of_a_commit_may_fail_and_nothing_acknowledged_is_lost(
             assert isinstance(refusal, NoSpace) == (reason in (errno.ENOSPC, errno.EDQUOT))
             assert isinstance(refusal.__cause__, OSError)
         assert storage[1].page().records == acknowledged
+        assert storage[0].probe()
         again = store(storage, "scan-1", CONTENT)
         assert storage[1].page().records == [before, again]
         close(storage)
@@ -340,6 +344,7 @@ def test_each_operation_of_a_commit_may_fail_and_nothing_acknowledged_is_lost(
         assert catalog.page().records == [before, again]
         assert blobs.read(NAME, 0, len(CONTENT)) == CONTENT
         assert not list((root / "parts").iterdir())
+        assert blobs.unfinished() == []
         close((blobs, catalog))
     assert points >= 14
     close(storage)
@@ -359,6 +364,11 @@ def test_a_file_whose_sync_failed_is_never_synced_again(root: Path, what: str) -
     assert abandoned is not None
     assert not abandoned.path.exists()
     ops.faults.clear()
+    # Nothing is written, of neither kind, before a probe has worked.
+    for write in (lambda: put(storage[0], CONTENT), lambda: storage[1].add(record_of("scan-2"))):
+        with pytest.raises(StorageError, match="takes no writes since"):
+            write()
+    assert storage[0].probe()
     store(storage, "scan-1", CONTENT)
     close(storage)
     assert [each.path for each in ops.done if each.name == "fsync"].count(abandoned.path) == 1
@@ -373,6 +383,7 @@ def test_a_record_of_which_nobody_knows_whether_it_is_durable_keeps_its_number(r
         storage[1].add(record_of("in-doubt"))
     ops.faults.clear()
     assert storage[1].get("in-doubt") is None
+    assert storage[0].probe()
     after = store(storage, "after", CONTENT)
     close(storage)
     # Its file could not be removed again: it is found at the next start, without harm to others.
@@ -487,7 +498,7 @@ def test_an_object_that_cannot_be_read_is_an_error_of_that_object_alone(root: Pa
     store(storage, "scan-1", CONTENT)
     other = store(storage, "scan-2", b"other")
     (root / "objects" / NAME[:2] / NAME).write_bytes(CONTENT[:-1])
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(Damaged):
         storage[0].read(NAME, 0, len(CONTENT))
     assert storage[0].read(other.sha256, 0, 5) == b"other"
     ops.faults["read"] = errno.EIO
@@ -576,7 +587,7 @@ def test_a_limit_of_the_file_size_never_cuts_a_dataset_short(root: Path) -> None
         blobs.close()
     """
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
-    assert run_program(program, str(root)) == "StorageError EFBIG\n"
+    assert run_program(program, str(root)) == "NoSpace EFBIG\n"
     assert tree(root) == {"LOCK"}
 
 
@@ -631,6 +642,8 @@ def test_a_record_that_cannot_be_read_is_skipped(
     store(storage, "scan-1", CONTENT)
     close(storage)
 
+    (root / "catalog.sqlite").unlink()
+
     class Unreadable(FileOps):
         def read(self, fd: int, offset: int, size: int) -> bytes:
             raise OSError(errno.EIO, "Input/output error")
@@ -662,7 +675,7 @@ def test_fields_that_a_later_version_added_are_no_obstacle(root: Path) -> None:
     stored = store(storage, "scan-1", CONTENT)
     close(storage)
     path = root / "records" / "scan-1.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "tags": ["new"]}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "of a later version": ["new"]}))
     blobs, catalog = open_folder(root)
     assert catalog.get("scan-1") == stored
     close((blobs, catalog))

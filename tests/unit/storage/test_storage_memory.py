@@ -3,7 +3,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.support.storage_contract import Storage, StorageContract, put, sha256_of
+from tests.support.blob_contract import BlobCase, BlobContract, put, sha256_of
+from tests.support.storage_contract import Storage, StorageContract
 
 from labmesh.errors import NoSpace
 from labmesh.storage.memory import MemoryBlobStore, MemoryCatalog
@@ -16,6 +17,33 @@ class TestMemoryStorage(StorageContract):
         yield blobs, catalog
         catalog.close()
         blobs.close()
+
+
+class MemoryCase(BlobCase):
+    def __init__(self) -> None:
+        self.blobs = self.store = MemoryBlobStore()
+
+    def reopen(self) -> MemoryBlobStore:
+        self.store.close()
+        return self.store
+
+    def damage(self, sha256: str, offset: int) -> None:
+        self.store.damage(sha256, offset)
+
+    def cut(self, sha256: str, size: int) -> None:
+        self.store.cut(sha256, size)
+
+    def break_medium(self) -> None:
+        self.store.break_medium("the medium is broken")
+
+    def mend_medium(self) -> None:
+        self.store.mend_medium()
+
+
+class TestMemoryBlobs(BlobContract):
+    @pytest.fixture
+    def case(self) -> MemoryCase:
+        return MemoryCase()
 
 
 def test_a_full_store_refuses_a_stream_midway_and_takes_what_fits() -> None:
