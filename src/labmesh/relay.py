@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any, ClassVar
 
 from labmesh.calls import CallDesk
-from labmesh.content import Content
-from labmesh.errors import NotFound, Stopping
+from labmesh.errors import Stopping
+from labmesh.instruments.cooperation import current
 from labmesh.instruments.exposure import MethodTable
 from labmesh.membership import Member
 from labmesh.node import seconds
 from labmesh.protocol.addresses import Address, parse_bind
-from labmesh.protocol.ids import did_you_mean
+from labmesh.protocol.codec import decode_value
 from labmesh.protocol.leases import Leases
 from labmesh.protocol.messages import (
     RELAY_REQUESTS,
@@ -28,11 +30,16 @@ from labmesh.protocol.messages import (
     Request,
     Status,
 )
+from labmesh.protocol.open_call import OpenCall
+from labmesh.protocol.sizes import parse_size
+from labmesh.provenance import driver_facts, plain_facts, sender_facts
 from labmesh.states import StateStream
-from labmesh.transfer import Progress, UploadSettings, upload, upload_dataset
+from labmesh.storage.spool import Spool
+from labmesh.transfer import Progress, UploadSettings, upload_dataset
 from labmesh.transport.answering import Answer, Origin
 from labmesh.transport.keys import Security
 from labmesh.transport.shared import SharedService
+from labmesh.uploading import RelayUploads
 
 __all__ = ["RelayAgent", "upload_dataset"]
 
@@ -41,6 +48,8 @@ log = logging.getLogger(__name__)
 _FINISH_S = 3.5
 _READ_S = 0.05
 _DIRECTORY_S = 5.0
+#: What a dataset keeps of the state of its driver.
+_STATE_BYTES = 16 * 2**10
 
 
 class RelayAgent(Member):
@@ -62,6 +71,9 @@ class RelayAgent(Member):
     :param upload_timeout: seconds that one step of an upload may take.
     :param upload_retries: how often a broken upload is resumed.
     :param upload_chunk: bytes that an upload sends at a time (the bank may ask for fewer).
+    :param spool_dir: a folder of this relay's own, where its datasets wait until a bank has them;
+        None: :meth:`upload` waits for the bank itself.
+    :param spool_limit: what it may hold: bytes, or a text such as ``"10 GB"``.
     :param threads: more than one only for a driver that is safe to call concurrently.
     :param max_queue: calls that may wait for the driver; further ones are refused as busy.
     :param read_only: methods that change nothing, by name or pattern (``get_*``): they can be
@@ -89,6 +101,8 @@ class RelayAgent(Member):
         upload_timeout: float = 10.0,
         upload_retries: int = 5,
         upload_chunk: int = 1_000_000,
+        spool_dir: str | PathLike[str] | None = None,
+        spool_limit: str | int = "10 GB",
         threads: int = 1,
         max_queue: int = 4096,
         read_only: Sequence[str] = (),
@@ -108,7 +122,10 @@ class RelayAgent(Member):
         self.driver = driver
         self._rpc_bind = parse_bind(rpc_bind)
         self._table = MethodTable.of(driver, read_only=read_only)
-        self._uploads = UploadSettings(upload_timeout, upload_retries, upload_chunk)
+        self._upload_settings = UploadSettings(upload_timeout, upload_retries, upload_chunk)
+        self._spool_dir = None if spool_dir is None else Path(fspath(spool_dir)).absolute()
+        self._spool_bytes = parse_size(str(spool_limit))
+        self._spool: Spool | None = None
         self._threads, self._max_queue = threads, max_queue
         self._require_lease = require_lease
 
@@ -119,37 +136,66 @@ class RelayAgent(Member):
 
     async def upload(
         self,
-        content: Content,
+        content: Any,
         *,
         name: str = "",
         meta: Mapping[str, Any] | None = None,
+        kind: str | None = None,
         bank: str | None = None,
         dataset_id: str | None = None,
+        parents: Iterable[str] = (),
+        tags: Iterable[str] = (),
+        wait: bool = False,
         progress: Progress | None = None,
     ) -> str:
-        """Store a dataset in a bank; returns its id once it is verified and on disk.
+        """Store a dataset; returns its id.
 
-        :param content: bytes, a path, a binary file, or an (async) iterator of bytes.
-        :param bank: the bank's id; None: the first one of the directory.
-        :raises LookupError: no such bank.
-        :raises ConnectionError: the bank could not be reached in ``upload_retries`` tries.
+        With a spool it returns once the dataset is on this relay's disk; it is sent from there,
+        however long no bank is there, and however often this relay is killed. Without one it
+        returns once the bank has it, verified and on disk.
+
+        An iterator that fails or is cancelled in the middle is not uploaded; what was stored of it
+        stays in the spool's folder ``incomplete``, and the exception names the place.
+
+        :param content: bytes, a path, a binary file, an array or table, a dict, or an (async)
+            iterator of bytes.
+        :param kind: how ``read()`` turns the bytes back; by default as the content says.
+        :param bank: the bank's id; None: the one with most room (when it is sent).
+        :param parents: the datasets that it was made from.
+        :param wait: with a spool, too, wait until a bank has it.
+        :param progress: called with the bytes that are safe so far, and the size.
+        :raises NoSpace: the spool is full; or the bank, without one.
+        :raises LookupError: no such bank (without a spool, which waits for it).
+        :raises ConnectionError: the bank could not be reached in ``upload_retries`` tries (as
+            above).
         """
-        endpoint = await self._ingest_of(bank)
-        record = await self._lend(
-            upload(
-                self._sockets,
-                endpoint,
-                content,
-                settings=self._uploads,
-                relay_id=self.node_id,
-                name=name,
-                meta=meta,
-                dataset_id=dataset_id,
-                progress=progress,
-            ),
-            "upload",
+        uploads = self._running_uploads()
+        work = uploads.upload(
+            content,
+            name=name,
+            meta=meta,
+            kind=kind,
+            bank=bank,
+            dataset_id=dataset_id,
+            parents=parents,
+            tags=tags,
+            wait=wait,
+            progress=progress,
         )
-        return record.dataset_id
+        return await self._lend(work, "upload")
+
+    async def drain(self) -> None:
+        """Wait until nothing waits in the spool any more: banks have it, or it was put aside."""
+        sender = self._running_uploads().sender
+        if sender is not None:
+            await self._lend(sender.drain(), "drain")
+
+    def upload_from_thread(self, content: Any, **details: Any) -> str:
+        """:meth:`upload` for another thread than the loop's, which waits for it.
+
+        A driver need not know its relay: it uses :func:`labmesh.upload`.
+        """
+        return self._running_uploads().upload_from_thread(content, **details)
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────
 
@@ -157,6 +203,17 @@ class RelayAgent(Member):
         if hasattr(self, "_service"):
             del self._service  # of the start before
         self._known_banks: list[NodeRecord] = []
+        if self._spool_dir is not None:
+            self._spool = await asyncio.to_thread(Spool, self._spool_dir, self._spool_bytes)
+        self._uploads = RelayUploads(
+            self.node_id,
+            self._sockets,
+            self._banks,
+            settings=self._upload_settings,
+            provenance=self._provenance,
+            lend=self._lend,
+            spool=self._spool,
+        )
         self._desk = CallDesk(
             self.node_id,
             self._table,
@@ -183,8 +240,13 @@ class RelayAgent(Member):
             handle=self._handle,
             lock=self._desk.lock,
         )
+        self._desk.worker.uploader = self._uploads.upload_from_thread
         self._desk.open(self._service)
         await self._join()
+        if self._uploads.sender is not None:
+            self._spawn(self._uploads.sender.run(), "spool")
+            # It takes a while once, for which no acquisition should have to wait.
+            self._spawn(asyncio.to_thread(driver_facts, type(self.driver)), "facts of the driver")
         self._spawn(self._states.run(), "states")
         log.info("relay %s: calls at %s", self.node_id, self._endpoints()["rpc"])
 
@@ -203,6 +265,9 @@ class RelayAgent(Member):
             self._desk.close()
             self._service.close()
             self._desk.worker.when_ended(self._service.dispose)
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
         await super()._close()
 
     def _events_up(self) -> None:
@@ -244,6 +309,7 @@ class RelayAgent(Member):
         worker = self._desk.worker
         running = worker.running
         polled_at = self._states.polled_at
+        sender = self._uploads.sender
         facts = {
             **self._member_facts(),
             "driver": self._table.driver_name,
@@ -255,6 +321,7 @@ class RelayAgent(Member):
             "state_age_s": None if polled_at is None else now - polled_at,
             "state_error": self._states.error,
             "state_interval_s": self._state_interval_s if self._table.has_poll else None,
+            "spool": None if sender is None else sender.facts(),
         }
         return Status(
             id=request_id,
@@ -265,7 +332,28 @@ class RelayAgent(Member):
             facts=facts,
         )
 
-    # ── banks ───────────────────────────────────────────────────────────────────────────────────
+    # ── datasets ────────────────────────────────────────────────────────────────────────────────
+
+    def _running_uploads(self) -> RelayUploads:
+        if self._broker is None:
+            raise Stopping(f"{self.node_id} is not running: it cannot upload")
+        return self._uploads
+
+    def _provenance(self) -> dict[str, Any]:
+        """What is known of a dataset that is taken now, in this thread; it may block."""
+        relay: dict[str, Any] = {"id": self.node_id, **driver_facts(type(self.driver))}
+        states = self._states
+        if states.polled_at is not None and states.last is not None:
+            relay["state"] = plain_facts(decode_value(states.last), _STATE_BYTES)
+            relay["state_age_s"] = time.monotonic() - states.polled_at
+        with self._desk.lock:
+            lease = self._desk.leases.facts()
+        opened = getattr(current(), "opened", None)
+        call = None
+        if isinstance(opened, OpenCall):
+            call = {"id": opened.id, "method": opened.method, "user": opened.origin.user}
+        facts = {"relay": relay, "lease": plain_facts(lease, _STATE_BYTES), "call": call}
+        return sender_facts() | {key: each for key, each in facts.items() if each is not None}
 
     async def _banks(self) -> list[NodeRecord]:
         """The banks of the directory; while the broker is away, those that it listed last."""
@@ -276,17 +364,3 @@ class RelayAgent(Member):
             answer = await broker.request(ListNodes(id="-"), NodeList, timeout=_DIRECTORY_S)
             self._known_banks = [each for each in answer.nodes if each.kind == "bank"]
         return self._known_banks
-
-    async def _ingest_of(self, bank_id: str | None) -> str:
-        banks = await self._banks()
-        for each in banks:
-            if bank_id in (None, each.node_id):
-                return each.endpoints["ingest"]
-        if bank_id is None:
-            raise NotFound("no bank is on the mesh: start one with 'labmesh bank'")
-        known = [each.node_id for each in banks]
-        near = did_you_mean(bank_id, known)
-        raise NotFound(
-            f"no bank {bank_id!r} is on the mesh{near and f' ({near})'}; the broker lists "
-            f"{', '.join(known) or 'none'}"
-        )

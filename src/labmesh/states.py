@@ -52,6 +52,8 @@ class StateStream:
         self._poll_at_once = asyncio.Event()
         #: monotonic time of the last poll that succeeded
         self.polled_at: float | None = None
+        #: what it gave, encoded; None: nothing
+        self.last: bytes | None = None
         #: what is wrong with ``poll()``; empty: nothing
         self.error = ""
 
@@ -96,7 +98,7 @@ class StateStream:
         if error is not None:
             self._failed(error)
             return
-        self.polled_at = time.monotonic()
+        self.polled_at, self.last = time.monotonic(), outcome.value
         if self.error:
             log.info("%s: poll() works again", self._name)
         self.error = ""
