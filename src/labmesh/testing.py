@@ -164,6 +164,19 @@ class LocalMesh:
         await old.stop()
         return await self.start_relay(relay_id, old.driver if driver is None else driver)
 
+    async def start_bank(self, bank_id: str, **options: Any) -> DataBank:
+        """One more bank, registered; ``options`` are those of :class:`DataBank`."""
+        bank = self._bank(bank_id, options)
+        await self._entered(bank)
+        return bank
+
+    async def restart_bank(self, bank_id: str) -> DataBank:
+        """Stop a bank, and start it again on the same folder at other ports; one in memory begins
+        empty.
+        """
+        await self.banks[bank_id].stop()
+        return await self.start_bank(bank_id)
+
     async def restart_broker(self) -> DirectoryBroker:
         """Stop the broker, and start another one, who knows nobody, at the same addresses."""
         old = self.broker
@@ -181,7 +194,7 @@ class LocalMesh:
         self.broker = await self._stack.enter_async_context(broker)
         nodes: list[RelayAgent | DataBank] = [
             *(self._relay(relay_id, driver, {}) for relay_id, driver in self._drivers.items()),
-            *(self._bank(f"bank-{number}") for number in range(self._bank_count)),
+            *(self._bank(f"bank-{number}", {}) for number in range(self._bank_count)),
         ]
         await self._entered(*nodes)
 
@@ -212,16 +225,19 @@ class LocalMesh:
         self.relays[relay_id] = relay
         return relay
 
-    def _bank(self, bank_id: str) -> DataBank:
+    def _bank(self, bank_id: str, options: dict[str, Any]) -> DataBank:
         bank = DataBank(
-            ingest_bind=_ANYWHERE,
-            retrieve_bind=_ANYWHERE,
-            broker_rpc=self.address,
-            broker_xsub=str(self.broker.xsub),
-            bank_id=bank_id,
-            heartbeat_sec=self._heartbeat,
-            security=self._security,
-            **self._storage(bank_id),
+            **{
+                "ingest_bind": _ANYWHERE,
+                "retrieve_bind": _ANYWHERE,
+                "broker_rpc": self.address,
+                "broker_xsub": str(self.broker.xsub),
+                "bank_id": bank_id,
+                "heartbeat_sec": self._heartbeat,
+                "security": self._security,
+                **self._storage(bank_id),
+                **options,
+            }
         )
         self.banks[bank_id] = bank
         return bank

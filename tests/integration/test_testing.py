@@ -80,6 +80,20 @@ async def test_its_banks_need_no_disk() -> None:
         assert (await bank.status()).facts["folder"] == "memory"
 
 
+async def test_banks_come_and_go_and_keep_what_they_have() -> None:
+    async with LocalMesh() as mesh:
+        client = await mesh.client()
+        bank = await client.get_databank_agent("bank-0")
+        record = await bank.put("kept", tags="good")
+        restarted = await mesh.restart_bank("bank-0")
+        assert mesh.banks == {"bank-0": restarted}
+        assert await bank.read(record.dataset_id) == "kept"
+        assert (await bank.show(record.dataset_id)).tags == ["good"]
+        await mesh.start_bank("bank-9")
+        other = await client.get_databank_agent("bank-9")
+        assert await other.list() == []
+
+
 async def test_relays_come_and_go() -> None:
     async with LocalMesh(banks=0) as local:
         client = await local.client()

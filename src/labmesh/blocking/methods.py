@@ -35,6 +35,8 @@ class Driver(NamedTuple):
     state_interval_s: float
     #: what can be read, and where it says so written
     values: Mapping[str, ValueInfo]
+    #: docstrings of the methods; None: there is nothing to say
+    docs: Mapping[str, str | None]
 
     @classmethod
     def of(cls, description: Description) -> Driver:
@@ -48,6 +50,7 @@ class Driver(NamedTuple):
             signatures={name: signature_from(each.signature) for name, each in methods.items()},
             state_interval_s=description.state_interval_s,
             values={each.name: each for each in description.values if each.name not in methods},
+            docs={name: method_doc(each) or None for name, each in methods.items()},
         )
 
     @property
@@ -64,7 +67,7 @@ def remote_method(driver: Driver, name: str, invoke: Invoke) -> Callable[..., An
 
     method.__name__ = name
     method.__qualname__ = f"{driver.name}.{name}"
-    method.__doc__ = method_doc(driver.methods[name]) or None
+    method.__doc__ = driver.docs[name]
     method.__signature__ = driver.signatures[name]  # type: ignore[attr-defined]  # inspect's
     return method
 

@@ -12,7 +12,15 @@ from cyclopts import App, CycloptsError, Group, UnusedCliTokensError
 from cyclopts.completion.detect import ShellDetectionError
 
 import labmesh
-from labmesh.cli import datasets, instrument_commands, mesh_commands, nodes
+from labmesh.cli import (
+    data_care,
+    data_folders,
+    data_transfers,
+    datasets,
+    instrument_commands,
+    mesh_commands,
+    nodes,
+)
 from labmesh.cli.demo import demo
 from labmesh.cli.doctor import doctor
 from labmesh.cli.options import Options
@@ -65,12 +73,25 @@ def _build() -> App:
     root.command(mesh_commands.watch, group=use)
     root.command(stubs, group=use)
     data = App(
-        name="data", help="Datasets: list, show, store, fetch.", group=use, help_format="plaintext"
+        name="data",
+        help="Datasets: find, show, store, fetch, tag, delete, export, import.",
+        group=use,
+        help_format="plaintext",
     )
     data.command(datasets.ls, name="ls")
+    data.command(datasets.search, name="search")
     data.command(datasets.show, name="show")
-    data.command(datasets.put, name="put")
-    data.command(datasets.get, name="get")
+    data.command(data_transfers.put, name="put")
+    data.command(data_transfers.get, name="get")
+    data.command(data_care.rm, name="rm")
+    data.command(data_care.verify, name="verify")
+    data.command(data_care.tag, name="tag")
+    data.command(data_care.note, name="note")
+    data.command(datasets.history, name="history")
+    data.command(datasets.trash, name="trash")
+    data.command(data_care.restore, name="restore")
+    data.command(data_folders.export, name="export")
+    data.command(data_folders.import_, name="import")
     root.command(data)
     root.command(nodes.broker, group=run)
     root.command(nodes.bank, group=run)

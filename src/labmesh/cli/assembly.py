@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from msgspec.structs import replace
 
 from labmesh.broker import DirectoryBroker
-from labmesh.config import Config, RelayEntry
+from labmesh.config import Config, RelayEntry, RetentionEntry
 from labmesh.databank import DataBank
 from labmesh.errors import ConfigError
 from labmesh.instruments.loading import load_driver
 from labmesh.protocol.addresses import Address, is_loopback, parse_bind, parse_connect
 from labmesh.protocol.ids import did_you_mean
+from labmesh.protocol.retention import Rule
+from labmesh.protocol.sizes import parse_size
 from labmesh.relay import RelayAgent
 from labmesh.transfer import UploadSettings
 from labmesh.transport.keys import Security
@@ -28,10 +32,12 @@ __all__ = [
     "mismatches",
     "relay_entry",
     "simulated",
+    "spool_folder",
     "upload_settings",
     "usual_events",
 ]
 
+_DAY_S = 86_400.0
 #: What ``labmesh up`` runs where no file says what.
 _SIMULATED = (
     ("Inst-0", "PowerSupply"),
@@ -67,7 +73,23 @@ def make_bank(
         heartbeat_sec=table.heartbeat_seconds,
         broker_address=config.broker.address,
         local_address=table.default_address,
+        quota_bytes=0 if table.quota is None else parse_size(table.quota),
+        trash_days=table.trash_days,
+        scrub_days=table.scrub_days,
+        upload_idle_hours=table.upload_idle_hours,
+        retention=[_rule(each) for each in table.retention],
         security=security,
+    )
+
+
+def _rule(entry: RetentionEntry) -> Rule:
+    return Rule(
+        relay=entry.relay,
+        name=entry.name,
+        kind=entry.kind,
+        tag=entry.tag or "",
+        keep_s=None if entry.keep_days is None else entry.keep_days * _DAY_S,
+        keep_last=entry.keep_last,
     )
 
 
@@ -93,6 +115,8 @@ def make_relay(
             upload_timeout=table.upload_timeout,
             upload_retries=table.upload_retries,
             upload_chunk=table.upload_chunk,
+            spool_dir=spool_folder(config, entry.id),
+            spool_limit=table.spool_limit,
             read_only=entry.read_only,
             require_lease=entry.require_lease,
             security=security,
@@ -110,6 +134,12 @@ def load_entry(entry: RelayEntry) -> object:
         return load_driver(entry.driver, entry.args, entry.kwargs)
     except ConfigError as exc:
         raise ConfigError(f"relay {entry.id}: {exc}", **exc.detail) from exc
+
+
+def spool_folder(config: Config, relay_id: str) -> Path | None:
+    """Where the datasets of this relay wait for a bank; None: they do not."""
+    folder = config.relay.spool_dir
+    return None if folder is None else Path(folder) / relay_id
 
 
 def upload_settings(config: Config) -> UploadSettings:

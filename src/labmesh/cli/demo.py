@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import IO, Any, cast
 
 from msgspec.structs import replace
 
@@ -143,7 +143,8 @@ class _Tour:
         if isinstance(waveform, list):  # without numpy
             content, kind = array.array("d", waveform).tobytes(), "bytes"
         else:
-            content, kind = bytes(packed(waveform)[0]), "npy"  # type: ignore[arg-type]  # no list: an array
+            file = packed(waveform)
+            content, kind = cast("IO[bytes]", file.content).read(), file.kind
         bank = await client.get_databank_agent()
         await self._store(bank, content, f"a waveform of {_POINTS} samples", kind, folder)
         await self._store(bank, os.urandom(_BULK_BYTES), "random bytes", "bytes", folder)

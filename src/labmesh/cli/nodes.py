@@ -109,6 +109,18 @@ def bank(
     data_dir: Annotated[
         str | None, Parameter(help="Folder of the datasets ([bank] default_data_dir).")
     ] = None,
+    quota: Annotated[
+        str | None, Parameter(help='For all datasets together, such as "500 GB".')
+    ] = None,
+    trash_days: Annotated[
+        float | None, Parameter(help="Days for which a deleted dataset can be restored.")
+    ] = None,
+    scrub_days: Annotated[
+        float | None, Parameter(help="Days in which every dataset is verified; 0: never.")
+    ] = None,
+    upload_idle_hours: Annotated[
+        float | None, Parameter(help="Hours for which an upload that broke off can go on.")
+    ] = None,
     heartbeat_seconds: Annotated[
         float | None, Parameter(help="Seconds between two signs of life to the broker.")
     ] = None,
@@ -128,6 +140,10 @@ def bank(
         "ingest_bind": ingest_bind,
         "retrieve_bind": retrieve_bind,
         "default_data_dir": data_dir,
+        "quota": quota,
+        "trash_days": trash_days,
+        "scrub_days": scrub_days,
+        "upload_idle_hours": upload_idle_hours,
         "heartbeat_seconds": heartbeat_seconds,
         "default_address": address,
     }
@@ -185,6 +201,10 @@ def relay(
     address: Annotated[
         str | None, Parameter(help="Where others find it ([relay] default_address).")
     ] = None,
+    spool: Annotated[
+        str | None,
+        Parameter(help="Keep uploads in this folder until a bank has them ([relay] spool_dir)."),
+    ] = None,
     options: BrokerOptions = _BROKER_OPTIONS,
 ) -> int:
     """Run a relay, which serves one instrument, until Ctrl-C.
@@ -195,10 +215,15 @@ def relay(
 
         labmesh relay my_lab:PowerSupply --id psu-1 --kwarg port=COM3
         labmesh relay my_lab:Thermometer --poll 0.5 --bind 'tcp://*:*'
+        labmesh relay my_lab:Camera --spool spool
         labmesh relay --id Inst-0 --config labmesh.toml
     """
     config = _for_nodes(options)
-    table = {"heartbeat_seconds": heartbeat_seconds, "default_address": address}
+    table = {
+        "heartbeat_seconds": heartbeat_seconds,
+        "default_address": address,
+        "spool_dir": spool,
+    }
     config = replace(config, relay=from_options(RelayTable, table, config.relay))
     given = {
         "args": None if arg is None else positional_values(arg),

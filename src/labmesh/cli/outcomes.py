@@ -13,6 +13,7 @@ from labmesh.errors import (
     ChecksumMismatch,
     ConfigError,
     Conflict,
+    Damaged,
     DriverError,
     Forbidden,
     InternalError,
@@ -97,6 +98,9 @@ OUTCOMES: dict[type[BaseException], Outcome] = {
     Busy: Outcome(NO_ANSWER, "try again in a moment; 'labmesh show RELAY' tells what it does"),
     Cancelled: Outcome(FAILED, "call again; it did not run"),
     StorageError: Outcome(FAILED, "look at the bank's folder, its rights and its disk"),
+    Damaged: Outcome(
+        CHECKSUM, "store the same content again, from an export or another bank: that mends it"
+    ),
     NoSpace: Outcome(FAILED, "make room on the bank's disk"),
     InternalError: Outcome(FAILED, "the log of the node that answered has the traceback"),
     DriverError: Outcome(

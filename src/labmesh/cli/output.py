@@ -139,6 +139,9 @@ class TransferProgress:
         self._began = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
+        #: bytes that it began with: what an earlier attempt had left is not of this one's speed
+        self.first = 0
+        self._called = False
 
     @property
     def elapsed_s(self) -> float:
@@ -146,11 +149,13 @@ class TransferProgress:
         return time.monotonic() - self._began
 
     def __call__(self, done: int, total: int | None) -> None:
+        if not self._called:
+            self._called, self.first = True, done
         if self._console is None or self.elapsed_s < self._after_s:
             return
         if self._bar is None:
             self._bar = self._start(self._console)
-            self._task = self._bar.add_task(self._what, total=total)
+            self._task = self._bar.add_task(self._what, total=total, completed=self.first)
         self._bar.update(self._task, completed=done, total=total)
 
     def close(self) -> None:

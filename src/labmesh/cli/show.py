@@ -31,6 +31,7 @@ _OPTIONS = ClientOptions()
 _FIND_S = 1.0
 _LOOK_AGAIN_S = 0.2
 _STATE_S = 1.5
+_BAD = ("DOWN", "STUCK", "STALE", "FAILED", "NOT REG", "NOT SENT", "REFUSED", "DAMAGED")
 #: The last state of a relay that does not answer is there at once, or never.
 _OLD_STATE_S = 0.5
 
@@ -144,7 +145,7 @@ def _show_relay(seen: _Seen, out: Output) -> None:
     rpc = record.endpoints["rpc"]
     out.line(f"  at {rpc} on {record.host}, pid {record.pid}, {record.state}")
     for line in status.lines():
-        is_bad = any(word in line for word in ("DOWN", "STUCK", "STALE", "FAILED", "NOT REG"))
+        is_bad = any(word in line for word in _BAD)
         out.line(f"  {line}", "red" if is_bad else None)
     if seen.reading is not None:
         stale = " (STALE)" if seen.reading.stale else ""

@@ -32,6 +32,8 @@ heartbeat_seconds = 2.5
 upload_timeout = 3.5
 upload_retries = 7
 upload_chunk = 70000
+spool_dir = "my_spool"
+spool_limit = "2 GB"
 default_address = "10.0.0.2"
 
 [bank]
@@ -103,7 +105,11 @@ def test_a_relay_has_what_its_table_and_its_entry_say(config: Config) -> None:
         "tcp://10.0.0.1:6750",
         "tcp://10.0.0.1:6751",
     ]
-    assert node._uploads == UploadSettings(3.5, 7, 70_000)
+    assert node._upload_settings == UploadSettings(3.5, 7, 70_000)
+    assert held(node, "_spool_dir", "_spool_bytes") == [
+        Path("my_spool/psu-1").absolute(),
+        2 * 10**9,
+    ]
     assert isinstance(node.driver, PowerSupply)
     with pytest.raises(ValueError, match="outside 0 to 5 V"):
         node.driver.set_voltage(6)

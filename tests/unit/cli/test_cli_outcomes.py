@@ -22,7 +22,7 @@ CODES = {
     "DriverError": 6,
     "Expired": 5,
     "Forbidden": 4,
-    "Damaged": 1,
+    "Damaged": 7,
     "InternalError": 1,
     "LabmeshError": 1,
     "LinkLost": 5,

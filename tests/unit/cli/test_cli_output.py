@@ -152,6 +152,17 @@ def test_a_bar_is_shown_for_what_lasts_longer_than_a_second() -> None:
     assert "0.5/1.0 kB" in screen.getvalue()
 
 
+def test_a_bar_goes_on_where_an_earlier_attempt_was() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100)
+    progress = TransferProgress(console, "from bank-0", after_s=0)
+    progress(400, 1000)
+    progress(500, 1000)
+    progress.close()
+    assert progress.first == 400
+    assert "0.5/1.0 kB" in screen.getvalue()
+
+
 def test_no_bar_without_a_terminal(capsys: Captured) -> None:
     with Output().progress("to bank-0") as progress:
         progress(500, None)

@@ -1,30 +1,15 @@
-"""What goes into a dataset and comes out of it: sources, sinks, and the kinds of content."""
+"""What is uploaded: bytes, files and streams, read piece by piece."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import io
-import json
 import os
-import secrets
-import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import IO, Any, Protocol, TypeAlias, cast
 
-__all__ = [
-    "Content",
-    "FileSink",
-    "MemorySink",
-    "Sink",
-    "Source",
-    "open_source",
-    "packed",
-    "unpacked",
-]
+__all__ = ["Content", "JoinedFile", "Piece", "Source", "open_source"]
 
 Piece: TypeAlias = bytes | bytearray | memoryview
 #: What can be uploaded: bytes, a path, a binary file, or pieces of bytes as they come.
@@ -35,9 +20,6 @@ Content: TypeAlias = (
 
 #: Not None, which an iterator may yield by mistake: that is a TypeError, not the end.
 _END = object()
-
-
-# ── sources ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class Source(Protocol):
@@ -138,6 +120,40 @@ class _Stream:
         """It belongs to the caller."""
 
 
+class JoinedFile(io.RawIOBase):
+    """Several buffers, read as one file without joining them in memory."""
+
+    def __init__(self, *buffers: Piece) -> None:
+        self._views = [memoryview(each).cast("B") for each in buffers]
+        self._size = sum(map(len, self._views))
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        target = memoryview(buffer).cast("B")
+        filled, begin = 0, 0
+        for view in self._views:
+            piece = view[max(0, self._position - begin) :][: len(target) - filled]
+            target[filled : filled + len(piece)] = piece
+            filled += len(piece)
+            self._position += len(piece)
+            begin += len(view)
+        return filled
+
+
 async def open_source(content: Content, executor: Executor) -> Source:
     """Open what is to be uploaded; blocking work goes to ``executor``.
 
@@ -162,136 +178,6 @@ async def open_source(content: Content, executor: Executor) -> Source:
         f"cannot upload {type(content).__name__}: give bytes, a path, a binary file, an (async) "
         "iterator of bytes; or, to a bank's put(), a numpy array, text, a number, a dict or a list"
     )
-
-
-# ── sinks ───────────────────────────────────────────────────────────────────────────────────────
-
-
-class Sink(Protocol):
-    """Where a download goes. Its methods block: they are called off the loop, one at a time."""
-
-    def write(self, piece: Piece) -> None:
-        """Append."""
-
-    def digest(self) -> str:
-        """The SHA-256 of all that was written."""
-
-    def keep(self) -> None:
-        """All is there and right: make it durable, under its final name."""
-
-    def discard(self) -> None:
-        """Leave nothing behind; harmless after :meth:`keep`."""
-
-
-class MemorySink:
-    """A download into memory."""
-
-    def __init__(self) -> None:
-        self._content = bytearray()
-        self._kept = False
-
-    def write(self, piece: Piece) -> None:
-        self._content += piece
-
-    def digest(self) -> str:
-        return hashlib.sha256(self._content).hexdigest()
-
-    def keep(self) -> None:
-        self._kept = True
-
-    def discard(self) -> None:
-        if not self._kept:
-            self._content = bytearray()
-
-    @property
-    def content(self) -> bytes:
-        """What was downloaded."""
-        return bytes(self._content)
-
-
-class FileSink:
-    """A download into a file, which appears under its name whole, or not at all."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        self._file = self._part.open("xb")
-        self._sha256 = hashlib.sha256()
-
-    def write(self, piece: Piece) -> None:
-        self._file.write(piece)
-        self._sha256.update(piece)
-
-    def digest(self) -> str:
-        return self._sha256.hexdigest()
-
-    def keep(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._part.replace(self.path)
-        _sync_folder(self.path.parent)
-
-    def discard(self) -> None:
-        with contextlib.suppress(OSError):  # what is left in its buffer is not wanted
-            self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            self._part.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":  # a folder cannot be opened there
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# ── kinds ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def packed(value: Any) -> tuple[Content, str]:
-    """A value as what is stored, and its kind.
-
-    numpy arrays become ``npy``, text ``text``, numbers, dicts and lists ``json``; bytes, paths
-    (:class:`os.PathLike`), files and iterators are ``bytes``. Text is text here, not a path.
-    """
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.ndarray):
-        file = io.BytesIO()
-        numpy.save(file, value, allow_pickle=False)
-        return file.getbuffer(), "npy"
-    if isinstance(value, str):
-        return value.encode(), "text"
-    if isinstance(value, dict | list | tuple | int | float):
-        try:
-            return json.dumps(value, ensure_ascii=False).encode(), "json"
-        except TypeError as exc:
-            raise TypeError(
-                f"this {type(value).__name__} cannot be stored as JSON: {exc}; store arrays as "
-                "datasets of their own, and make the rest numbers, text, lists and dicts"
-            ) from exc
-    return value, "bytes"
-
-
-def unpacked(content: bytes, kind: str) -> Any:
-    """:func:`packed` the other way; an unknown kind comes back as bytes.
-
-    :raises ImportError: an array, and numpy is not installed (``pip install labmesh[data]``).
-    """
-    if kind == "npy":
-        try:
-            import numpy
-        except ImportError as exc:
-            raise ImportError("this dataset is an array: pip install labmesh[data]") from exc
-        return numpy.load(io.BytesIO(content), allow_pickle=False)
-    if kind == "text":
-        return content.decode()
-    if kind == "json":
-        return json.loads(content)
-    return content
 
 
 async def _off_loop(executor: Executor, function: Any, *arguments: Any) -> Any:
