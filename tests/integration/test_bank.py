@@ -437,7 +437,7 @@ def fixed_ports() -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("kind", ["bytes", "path"])
+@pytest.mark.parametrize("kind", ["bytes", "path", "iterator"])
 async def test_an_upload_survives_a_restart_of_its_bank(kind: str, places: Places) -> None:
     async with bank_of(places, **fixed_ports()) as (bank, proxy):
         half = Halfway()
@@ -453,23 +453,6 @@ async def test_an_upload_survives_a_restart_of_its_bank(kind: str, places: Place
         await bank.ready
         assert await proxy.read(dataset_id) == MUCH
         assert half.steps[-1] == len(MUCH)
-
-
-async def test_a_stream_that_cannot_go_back_says_so_when_its_bank_is_restarted(
-    places: Places,
-) -> None:
-    async with bank_of(places, **fixed_ports()) as (bank, proxy):
-        half = Halfway()
-        uploading = asyncio.create_task(
-            upload_dataset(str(bank.ingest), _generated(MUCH), chunk=100_000, progress=half)
-        )
-        await half.reached.wait()
-        await bank.stop()
-        await bank.start()
-        with pytest.raises(StorageError, match="cannot go back"):
-            await uploading
-        await bank.ready
-        assert await proxy.list() == []
 
 
 async def test_a_download_survives_a_restart_of_its_bank(places: Places) -> None:
@@ -583,7 +566,8 @@ async def test_a_cancelled_download_leaves_no_file(places: Places) -> None:
         downloading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await downloading
-        assert [each.name for each in places.folder.iterdir()] == ["bank-0"]
+        # A part that is worth it stays hidden, for the next attempt.
+        assert [each.name for each in places.folder.glob("[!.]*")] == ["bank-0"]
 
 
 async def test_a_download_that_is_cancelled_at_any_step_leaves_a_whole_file_or_none(

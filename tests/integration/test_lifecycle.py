@@ -349,13 +349,13 @@ async def test_an_upload_ends_with_its_relay(places: Places) -> None:
         await relay.ready
         uploading = asyncio.create_task(relay.upload(content))
         await content.begun.wait()
-        assert len(bank._parts) == 1
+        assert len(bank._uploads) == 1
         await relay.stop()
         with pytest.raises(Stopping, match="Inst-0 was stopped while this was open"):
             await uploading
         with pytest.raises(Stopping, match="not running"):
             await relay.upload(b"late")
-        assert bank._parts == {}
+        assert len(bank._uploads) == 0
 
 
 async def test_uploads_and_downloads_end_with_their_client(places: Places) -> None:

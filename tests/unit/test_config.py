@@ -16,6 +16,7 @@ from labmesh.config import (
     Config,
     RelayEntry,
     RelayTable,
+    RetentionEntry,
     SecurityTable,
     example_config,
     find_config,
@@ -74,6 +75,8 @@ def test_an_empty_file_is_a_mesh_on_this_machine(folder: Path) -> None:
         upload_timeout=10,
         upload_retries=5,
         upload_chunk=1_000_000,
+        spool_dir=None,
+        spool_limit="10 GB",
         default_address="127.0.0.1",
     )
     assert config.bank == BankTable(
@@ -361,6 +364,9 @@ def test_a_duration_is_a_positive_finite_number(
         ("relay", "heartbeat_seconds = 3601", f"{BEAT} the number 3601"),
         ("bank", "heartbeat_seconds = 3601", f"{BEAT} the number 3601"),
         ("relay", "upload_chunk = 65535", f"{CHUNK} the number 65535"),
+        ("relay", 'spool_limit = "much"', 'is no amount of storage; write it like "10 GB"'),
+        ("relay", "spool_limit = 10", "expected an amount of storage such as"),
+        ("relay", 'spool_dir = ""', "expected a folder"),
         ("relay", "upload_chunk = 8388609", f"{CHUNK} the number 8388609"),
         ("relay", "upload_chunk = 1e6", f"{CHUNK} the number 1000000.0"),
         ("relay", "upload_retries = -1", "expected a whole number from 0 to 1000, found the"),
@@ -525,3 +531,52 @@ def test_options_are_checked_as_keys_are() -> None:
         from_options(BrokerTable, {"ttl_seconds": 0})
     with pytest.raises(ConfigError, match=r"options: \[\[relays\]\] driver: missing"):
         from_options(RelayEntry, {"id": "psu-1"})
+
+
+# ── what a bank keeps ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_rules_of_a_bank_come_in_the_order_of_the_file(folder: Path) -> None:
+    text = (
+        '[bank]\nquota = "500 GB"\ntrash_days = 7\nscrub_days = 0\nupload_idle_hours = 2.5\n'
+        '[[bank.retention]]\nrelay = "Inst-*"\ntag = "raw"\nkeep_days = 90\n'
+        '[[bank.retention]]\nname = "test-*"\nkind = "npy"\nkeep_last = 10\n'
+    )
+    bank = load_config(write(text)).bank
+    assert (bank.quota, bank.trash_days, bank.scrub_days) == ("500 GB", 7, 0)
+    assert bank.upload_idle_hours == 2.5
+    assert bank.retention == (
+        RetentionEntry(relay="Inst-*", tag="raw", keep_days=90),
+        RetentionEntry(name="test-*", kind="npy", keep_last=10),
+    )
+    # Options of a command on top of a file leave them as they are.
+    assert from_options(BankTable, {"trash_days": 1.0}, bank).retention == bank.retention
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[bank]\nquota = "many"\n', "labmesh.toml: [bank] quota: 'many' is no amount"),
+        ("[bank]\ntrash_days = -1\n", "[bank] trash_days: expected days, from 0 to 36500"),
+        ("[bank]\nupload_idle_hours = 0\n", "[bank] upload_idle_hours: expected hours"),
+        (
+            "[bank]\nretention = 3\n",
+            "[bank] retention: expected entries under the heading [[bank.retention]], found the "
+            "number 3",
+        ),
+        (
+            "[[bank.retention]]\nkeep_day = 3\n",
+            "labmesh.toml: [[bank.retention]] entry 1 keep_day: unknown key; did you mean",
+        ),
+        (
+            "[[bank.retention]]\nkeep_days = 3\n[[bank.retention]]\nkeep_last = 0\n",
+            "labmesh.toml: [[bank.retention]] entry 2 keep_last: expected a whole number from 1 on",
+        ),
+        (
+            "[bank]\nretention = [3]\n",
+            "labmesh.toml: [[bank.retention]] entry 1: expected one table under the heading",
+        ),
+    ],
+)
+def test_what_a_bank_cannot_keep_to_is_refused(folder: Path, text: str, said: str) -> None:
+    assert said in refused(text)

@@ -6,7 +6,7 @@ from collections import deque
 from typing import NamedTuple
 
 from labmesh.errors import ChecksumMismatch, ProtocolError
-from labmesh.protocol.messages import DatasetRecord
+from labmesh.protocol.messages import DatasetId, DatasetRecord
 
 __all__ = ["Download", "Range"]
 
@@ -40,7 +40,7 @@ class Download:
         *,
         offset: int = 0,
         chunk_bytes: int = 2**20,
-        window: int = 6,
+        window: int = 8,
     ) -> None:
         if record.dataset_id != dataset_id:
             raise ProtocolError(
@@ -57,6 +57,11 @@ class Download:
         self._under_way: deque[Range] = deque()
 
     @property
+    def dataset_id(self) -> DatasetId:
+        """Of the dataset."""
+        return self.record.dataset_id
+
+    @property
     def written(self) -> int:
         """Bytes that were taken, from the start of the dataset on."""
         return self._written
@@ -68,7 +73,9 @@ class Download:
 
     def next_range(self) -> Range | None:
         """The next bytes to ask for; None: wait for answers, or nothing is left."""
-        size = min(self._chunk_bytes, self.record.size - self._asked)
+        # From one multiple of a chunk to the next: a bank verifies whole mebibytes.
+        size = self._chunk_bytes - self._asked % self._chunk_bytes
+        size = min(size, self.record.size - self._asked)
         if size == 0 or len(self._under_way) >= self._window:
             return None
         asked = Range(self._asked, size)

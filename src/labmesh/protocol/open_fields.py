@@ -150,7 +150,9 @@ def _rewrite(declared: inspect.Type) -> Rewrite | None:
         case inspect.UnionType(types=types) if any(
             isinstance(each, inspect.FloatType) for each in types
         ):
-            return _checked_number
+            # The value of a condition may be text as well.
+            may_be_text = any(isinstance(each, inspect.StrType) for each in types)
+            return _checked_number_or_text if may_be_text else _checked_number
     return None
 
 
@@ -169,3 +171,7 @@ def _checked_number(value: Any, walk: Walk) -> Any:
     if value is not None and not math.isfinite(value):
         raise ProtocolError("a field of a message must be a finite number")
     return value
+
+
+def _checked_number_or_text(value: Any, walk: Walk) -> Any:
+    return value if isinstance(value, str) else _checked_number(value, walk)

@@ -1,7 +1,8 @@
 """Uploads as the bank sees them, counted in byte offsets. The other half is in upload_sender.
 
 A repeat of stored bytes is acknowledged, a gap is refused with the offset that is wanted. After any
-break the sender starts again with the same session token and continues where the bank is.
+break the sender starts again with the same session token and continues where the bank is; also
+after a restart of the bank, which adopts what an earlier process left.
 """
 
 from __future__ import annotations
@@ -9,14 +10,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
-from labmesh.errors import (
-    Busy,
-    ChecksumMismatch,
-    Conflict,
-    Forbidden,
-    ProtocolError,
-    TooLarge,
-)
+from labmesh.errors import Busy, ChecksumMismatch, Conflict, Forbidden, ProtocolError
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import (
     ChunkStored,
@@ -29,9 +23,27 @@ from labmesh.protocol.messages import (
     UploadCommit,
     UploadGranted,
     UploadStart,
+    UploadWhole,
 )
-from labmesh.protocol.meta import MAX_META_BYTES, check_meta
-from labmesh.protocol.upload_steps import Discard, Effect, Finish, Open, Step, UploadKey, Write
+from labmesh.protocol.meta import check_meta
+from labmesh.protocol.upload_limits import (
+    MAX_CHUNK_BYTES,
+    UploadLimits,
+    check_same,
+    not_open,
+    taken_by_another,
+)
+from labmesh.protocol.upload_records import begun_as, check_ids, record_of
+from labmesh.protocol.upload_steps import (
+    Discard,
+    Effect,
+    Finish,
+    Open,
+    Step,
+    Store,
+    UploadKey,
+    Write,
+)
 
 __all__ = [
     "MAX_CHUNK_BYTES",
@@ -39,28 +51,8 @@ __all__ = [
     "UploadReceiver",
 ]
 
-MAX_CHUNK_BYTES = 8 * 2**20
-
 #: Resumptions of one upload that may wait behind a full window.
 _SPARE_STEPS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class UploadLimits:
-    """What one bank takes. A session holds at most ``window * chunk_bytes`` in memory."""
-
-    max_sessions: int = 64
-    max_dataset_bytes: int = 2**40
-    max_meta_bytes: int = MAX_META_BYTES
-    chunk_bytes: int = 2**20
-    window: int = 8
-    idle_s: float = 300.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.chunk_bytes <= MAX_CHUNK_BYTES:
-            raise ValueError(f"chunk_bytes is between 1 and {MAX_CHUNK_BYTES}")
-        if self.window < 1:
-            raise ValueError("window is at least 1 chunk")
 
 
 @dataclass(slots=True)
@@ -100,6 +92,28 @@ class UploadReceiver:
         upload = self._uploads.get(dataset_id)
         return upload.unwritten if upload is not None else 0
 
+    def is_open(self, dataset_id: str) -> bool:
+        """Whether an upload of this id is open."""
+        return dataset_id in self._uploads
+
+    def is_stream(self, key: UploadKey) -> bool:
+        """Whether its sender does not know the size, and so may be unable to send bytes again."""
+        upload = self._live(key)
+        return upload is not None and upload.start.size is None
+
+    def adopt(self, start: UploadStart, size: int, now: float) -> UploadKey:
+        """Offer an upload that an earlier process of this bank left, with its first ``size`` bytes.
+
+        :raises ProtocolError: such an upload cannot be.
+        :raises Conflict: another upload of this id is open.
+        """
+        check_id(start.dataset_id, "dataset id")
+        if start.size is not None and size > start.size:
+            raise ProtocolError(f"{size} bytes are there of a dataset of {start.size}")
+        if start.dataset_id in self._uploads:
+            raise taken_by_another(start.dataset_id)
+        return self._open(start, now, received=size).key
+
     def start(
         self, request: UploadStart, stored: DatasetRecord | None, now: float
     ) -> Step | Committed:
@@ -110,33 +124,59 @@ class UploadReceiver:
         :raises TooLarge: the size or meta is over the limit.
         :raises Busy: all uploads that the bank takes are open, or this one is being committed.
         """
-        check_id(request.dataset_id, "dataset id")
-        if request.relay_id:
-            check_id(request.relay_id, "relay id")
+        check_ids(request)
+        upload = self._uploads.get(request.dataset_id)
+        if upload is not None and _same_token(upload.start.session, request.session):
+            return self._resume(upload, request, now)
+        if upload is None and stored is not None:
+            record = check_same(stored, request.size, request.sha256)
+            return Committed(id=request.id, record=record)
+        replaced = self._check_new(upload, request, request.size or 0, now)
+        upload = self._open(request, now)
+        return self._step(upload, Open(request.size, replaced), self._grant(request, 0), now)
+
+    def whole(self, request: UploadWhole, size: int, now: float, created: float) -> Step:
+        """A dataset of ``size`` bytes that came in one message.
+
+        :raises TooLarge: the body or meta is over the limit.
+        :raises Conflict: another sender's upload of this id is open.
+        :raises Busy: all uploads that the bank takes are open, or this id is being committed.
+        """
+        check_ids(request)
         upload = self._uploads.get(request.dataset_id)
         if upload is not None:
-            return self._resume(upload, request, now)
-        if stored is not None:
-            return _already_stored(stored, request.size, request.sha256, request.id)
-        return self._begin(request, now)
+            _refuse_while_finishing(upload)
+        self._limits.check_body(size)
+        replaced = self._check_new(upload, request, size, now)
+        start = begun_as(request, size)
+        upload = self._open(start, now, received=size)
+        upload.finishing = True
+        record = record_of(start, size, request.sha256, created, self._bank_id)
+        return self._step(upload, Store(record, replaced), None, now)
 
-    def _begin(self, request: UploadStart, now: float) -> Step:
-        self._check_size(request.size or 0)
-        check_meta(request.meta, self._limits.max_meta_bytes)
-        if len(self._uploads) >= self._limits.max_sessions:
-            raise Busy(f"the bank has {len(self._uploads)} uploads open, its limit; try again soon")
+    def _check_new(
+        self, former: _Upload | None, request: UploadStart | UploadWhole, size: int, now: float
+    ) -> UploadKey | None:
+        """Refuse an upload that cannot begin; the key of a quiet one whose place it takes."""
+        if former is not None and (former.waiting or not self._is_quiet(former, now)):
+            raise taken_by_another(request.dataset_id)
+        limits = self._limits
+        limits.check_size(size)
+        check_meta(request.meta, limits.max_meta_bytes)
+        if len(self._uploads) >= limits.max_sessions:
+            being_sent = sum(not self._is_quiet(each, now) for each in self._uploads.values())
+            if being_sent >= limits.max_sessions:
+                raise Busy(f"the bank has {being_sent} uploads open, its limit; try again soon")
+        return None if former is None else former.key
+
+    def _open(self, start: UploadStart, now: float, received: int = 0) -> _Upload:
         self._count += 1
-        upload = _Upload(UploadKey(request.dataset_id, self._count), request, now)
-        self._uploads[request.dataset_id] = upload
-        return self._step(upload, Open(request.size), self._grant(request, 0), now)
+        key = UploadKey(start.dataset_id, self._count)
+        upload = _Upload(key, start, now, received)
+        self._uploads[start.dataset_id] = upload
+        return upload
 
     def _resume(self, upload: _Upload, request: UploadStart, now: float) -> Step:
-        if not _same_token(upload.start.session, request.session):
-            raise Conflict(
-                f"dataset {request.dataset_id} is being uploaded by another sender; wait for it, "
-                "or upload under another id",
-                dataset_id=request.dataset_id,
-            )
         _refuse_while_finishing(upload)
         if request.size != upload.start.size:
             raise Conflict(
@@ -159,7 +199,7 @@ class UploadReceiver:
         upload = self._owned(request)
         _refuse_while_finishing(upload)
         end = request.offset + size
-        self._check_chunk(upload, size, end)
+        self._limits.check_chunk(size, end, upload.start.size)
         self._check_window(upload)
         if end <= upload.received:
             return self._step(upload, None, ChunkStored(id=request.id, offset=upload.received), now)
@@ -189,7 +229,8 @@ class UploadReceiver:
         :raises Forbidden: the upload belongs to another sender.
         """
         if request.dataset_id not in self._uploads and stored is not None:
-            return _already_stored(stored, request.size, request.sha256, request.id)
+            record = check_same(stored, request.size, request.sha256)
+            return Committed(id=request.id, record=record)
         upload = self._owned(request)
         _refuse_while_finishing(upload)
         declared = upload.start.size
@@ -201,7 +242,8 @@ class UploadReceiver:
                 offset=upload.received,
             )
         upload.finishing = True
-        return self._step(upload, Finish(self._record(upload.start, request, created)), None, now)
+        record = record_of(upload.start, request.size, request.sha256, created, self._bank_id)
+        return self._step(upload, Finish(record), None, now)
 
     def abort(self, request: UploadAbort) -> Step | Done:
         """Forget an upload; one that is not open is forgotten already.
@@ -221,7 +263,7 @@ class UploadReceiver:
         :raises Conflict: its upload has failed or was aborted since.
         """
         if self._live(step.key) is None and not isinstance(step.effect, Discard):
-            raise _not_open(step.key.dataset_id)
+            raise not_open(step.key.dataset_id)
 
     def performed(self, step: Step, now: float) -> None:
         """The step was performed, its reply is about to be sent."""
@@ -232,30 +274,51 @@ class UploadReceiver:
         upload.active = now
         if isinstance(step.effect, Write):
             upload.unwritten -= step.effect.size
-        elif isinstance(step.effect, Finish):
+        elif isinstance(step.effect, Finish | Store):
             del self._uploads[step.key.dataset_id]
 
-    def failed(self, step: Step) -> Step | None:
-        """The step could not be performed: its upload ends. Returns what is left to do."""
-        if self._live(step.key) is None:
+    def failed(self, key: UploadKey) -> Step | None:
+        """A step could not be performed: its upload ends. Returns what is left to do."""
+        if self._live(key) is None:
             return None
-        del self._uploads[step.key.dataset_id]
-        return Step(step.key, Discard(), None)
+        del self._uploads[key.dataset_id]
+        return Step(key, Discard(), None)
 
     def expire(self, now: float) -> list[Step]:
-        """End the uploads of which nothing was heard for ``idle_s``."""
-        ended = [upload for upload in self._idle() if upload.active + self._limits.idle_s <= now]
+        """End the uploads of which nothing was heard for ``idle_s``, and of the quiet ones those
+        beyond ``max_quiet``.
+        """
+        limits = self._limits
+        idle = self._idle()
+        kept = len(idle) - limits.max_quiet
+        ended = [
+            upload
+            for place, upload in enumerate(idle)
+            if upload.active + (limits.quiet_s if place < kept else limits.idle_s) <= now
+        ]
         for upload in ended:
             del self._uploads[upload.key.dataset_id]
         return [Step(upload.key, Discard(), None) for upload in ended]
 
     def next_deadline(self) -> float | None:
         """When :meth:`expire` next wants to be called."""
-        return min((each.active + self._limits.idle_s for each in self._idle()), default=None)
+        idle = self._idle()
+        if not idle:
+            return None
+        deadline = idle[0].active + self._limits.idle_s
+        if len(idle) > self._limits.max_quiet:
+            return min(deadline, idle[0].active + self._limits.quiet_s)
+        return deadline
 
     def _idle(self) -> list[_Upload]:
-        # While steps wait it is the bank that is slow, not the sender.
-        return [upload for upload in self._uploads.values() if upload.waiting == 0]
+        """Those that wait for their senders, the quietest first. (While steps wait it is the bank
+        that is slow, not the sender.)
+        """
+        idle = [upload for upload in self._uploads.values() if upload.waiting == 0]
+        return sorted(idle, key=lambda upload: upload.active)
+
+    def _is_quiet(self, upload: _Upload, now: float) -> bool:
+        return upload.waiting == 0 and upload.active + self._limits.quiet_s <= now
 
     def _live(self, key: UploadKey) -> _Upload | None:
         upload = self._uploads.get(key.dataset_id)
@@ -264,7 +327,7 @@ class UploadReceiver:
     def _owned(self, request: UploadChunk | UploadCommit | UploadAbort) -> _Upload:
         upload = self._uploads.get(request.dataset_id)
         if upload is None:
-            raise _not_open(request.dataset_id)
+            raise not_open(request.dataset_id)
         if not _same_token(upload.start.session, request.session):
             raise Forbidden(
                 f"the upload of {request.dataset_id} belongs to another sender; upload under "
@@ -272,30 +335,6 @@ class UploadReceiver:
                 dataset_id=request.dataset_id,
             )
         return upload
-
-    def _check_chunk(self, upload: _Upload, size: int, end: int) -> None:
-        if size == 0:
-            raise ProtocolError("a chunk has at least one byte; to end an upload, commit it")
-        if size > self._limits.chunk_bytes:
-            raise TooLarge(
-                f"a chunk of {size} bytes is over the limit of {self._limits.chunk_bytes}; send "
-                "smaller ones"
-            )
-        declared = upload.start.size
-        if declared is not None and end > declared:
-            raise TooLarge(
-                f"the chunk reaches byte {end} of a dataset declared with {declared} bytes"
-            )
-        self._check_size(end)
-
-    def _check_size(self, size: int) -> None:
-        limit = self._limits.max_dataset_bytes
-        if size > limit:
-            raise TooLarge(
-                f"a dataset of {size} bytes or more is over the bank's limit of {limit}; split it, "
-                "or raise the limit of the bank",
-                limit=limit,
-            )
 
     def _check_window(self, upload: _Upload, spare: int = 0) -> None:
         if upload.waiting >= self._limits.window + spare:
@@ -318,21 +357,10 @@ class UploadReceiver:
             id=request.id, offset=offset, chunk_bytes=limits.chunk_bytes, window=limits.window
         )
 
-    def _record(self, start: UploadStart, commit: UploadCommit, created: float) -> DatasetRecord:
-        return DatasetRecord(
-            dataset_id=start.dataset_id,
-            size=commit.size,
-            sha256=commit.sha256,
-            bank_id=self._bank_id,
-            relay_id=start.relay_id,
-            name=start.name,
-            kind=start.kind,
-            created=created,
-            meta=start.meta,
-        )
-
 
 def _same_token(ours: str, theirs: str) -> bool:
+    if not ours:
+        return False
     return hmac.compare_digest(
         ours.encode("utf-8", "surrogatepass"), theirs.encode("utf-8", "surrogatepass")
     )
@@ -345,25 +373,3 @@ def _refuse_while_finishing(upload: _Upload) -> None:
             "learn how that ended",
             dataset_id=upload.key.dataset_id,
         )
-
-
-def _not_open(dataset_id: str) -> Conflict:
-    return Conflict(
-        f"no upload of {dataset_id} is open: it was not started, has failed, expired or ended; "
-        "start it again",
-        dataset_id=dataset_id,
-    )
-
-
-def _already_stored(
-    stored: DatasetRecord, size: int | None, sha256: str | None, request_id: str
-) -> Committed:
-    if sha256 == stored.sha256 and size in (None, stored.size):
-        return Committed(id=request_id, record=stored)
-    raise Conflict(
-        f"dataset {stored.dataset_id} is already stored; the stored one ({stored.size} bytes, "
-        f"SHA-256 {stored.sha256}) is kept: upload under another id",
-        dataset_id=stored.dataset_id,
-        size=stored.size,
-        sha256=stored.sha256,
-    )

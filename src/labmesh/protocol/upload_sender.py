@@ -8,7 +8,10 @@ from typing import NamedTuple
 from labmesh.errors import ChecksumMismatch, Conflict, ProtocolError, StorageError
 from labmesh.protocol.messages import ChunkStored, Committed, DatasetRecord, UploadGranted
 
-__all__ = ["Chunk", "UploadSender"]
+__all__ = ["KEEP_BYTES", "Chunk", "UploadSender"]
+
+#: A bank makes every 16 MiB of an upload of unknown size durable before it acknowledges more.
+KEEP_BYTES = 32 * 2**20
 
 
 class Chunk(NamedTuple):
@@ -27,13 +30,16 @@ class UploadSender:
     refusal by ``lost()``. It commits when ``complete`` is true. It tells only of replies to what it
     sent since the last grant.
 
-    Pieces are kept until they are acknowledged, at most ``window`` chunks of them, so that a source
-    which cannot seek survives every break at which the bank keeps what it acknowledged.
+    Pieces are kept until they are acknowledged, at most ``window`` chunks of them; those of a
+    source that cannot seek until they are durable, at most ``keep_bytes``. So an upload survives
+    every break, and every restart of the bank, also where no byte can be read twice.
 
     :param size: of the whole source; None: until ``end()`` is told.
     :param seekable: the source can be moved back.
     :param chunk_bytes: of a chunk, at most; the bank may grant less.
     :param window: chunks that are under way, at most; the bank may grant less.
+    :param keep_bytes: what is held in memory for a source that cannot seek; when the bank has not
+        made so much durable, nothing more is read.
     """
 
     def __init__(
@@ -43,16 +49,18 @@ class UploadSender:
         seekable: bool,
         chunk_bytes: int = 2**20,
         window: int = 8,
+        keep_bytes: int = KEEP_BYTES,
     ) -> None:
         self._size = size
         self._seekable = seekable
         self._own_chunk_bytes = chunk_bytes
         self._own_window = window
+        self._keep_bytes = keep_bytes
         self._chunk_bytes = self._window = 0
         self._granted = False
         self._ended = size == 0
         self._kept: deque[Chunk] = deque()
-        self._acknowledged = self._sent = self._position = 0
+        self._acknowledged = self._durable = self._sent = self._position = 0
         #: where the chunks that are under way end
         self._under_way: deque[int] = deque()
 
@@ -81,7 +89,7 @@ class UploadSender:
     @property
     def kept_bytes(self) -> int:
         """Bytes that are held in memory."""
-        return sum(len(chunk.piece) for chunk in self._kept)
+        return self._position - self._kept[0].offset if self._kept else 0
 
     def granted(self, grant: UploadGranted) -> int | None:
         """Start or go on from ``grant.offset``.
@@ -118,7 +126,9 @@ class UploadSender:
         """How many bytes to read from the source now; 0: none."""
         if not self._granted or self._ended:
             return 0
-        if self.kept_bytes >= self._window * self._chunk_bytes:
+        if self._position - self._acknowledged >= self._window * self._chunk_bytes:
+            return 0
+        if self.kept_bytes >= self._keep_bytes and not self._seekable:
             return 0
         if self._size is None:
             return self._chunk_bytes
@@ -179,6 +189,8 @@ class UploadSender:
                 f"the bank acknowledged {reply.offset} bytes of {self._sent} that were sent"
             )
         self._acknowledged = max(self._acknowledged, reply.offset)
+        # A bank may not call durable what it has not even acknowledged.
+        self._durable = max(self._durable, min(reply.durable, self._acknowledged))
         self._release()
 
     def lost(self) -> None:
@@ -208,5 +220,6 @@ class UploadSender:
     def _release(self) -> None:
         while self._under_way and self._under_way[0] <= self._acknowledged:
             self._under_way.popleft()
-        while self._kept and self._kept[0].offset + len(self._kept[0].piece) <= self._acknowledged:
+        safe = self._acknowledged if self._seekable else self._durable
+        while self._kept and self._kept[0].offset + len(self._kept[0].piece) <= safe:
             self._kept.popleft()

@@ -27,8 +27,10 @@ from labmesh.protocol.messages import (
     INGEST_REQUESTS,
     RELAY_REQUESTS,
     REPLIES,
+    RETRIEVE_REQUESTS,
     Call,
     Committed,
+    Condition,
     DatasetPage,
     DatasetRecord,
     Done,
@@ -46,6 +48,7 @@ from labmesh.protocol.messages import (
     Pong,
     PresenceChange,
     Result,
+    SearchDatasets,
     Stamp,
     Status,
     UploadChunk,
@@ -452,3 +455,17 @@ def test_a_codec_takes_any_message_for_sending_but_only_its_own_for_reading(rela
     with pytest.raises(ProtocolError, match="unknown message type 'upload_start'"):
         relay.decode(relay.encode(start))
     assert Codec([Hello]).decode(relay.encode(Hello(id="1", node=PSU))).message.node == PSU
+
+
+@encodings
+@pytest.mark.parametrize("value", ["A1", 4, 4.5, True, None])
+def test_the_value_of_a_condition_may_be_text_number_or_nothing(json: bool, value: object) -> None:
+    codec = Codec(RETRIEVE_REQUESTS)
+    search = SearchDatasets(id="c1", where=[Condition(field="meta.t", value=value)])
+    assert codec.decode(codec.encode(search, json=json))[0] == search
+
+
+def test_a_condition_compares_with_finite_numbers() -> None:
+    search = SearchDatasets(id="c1", where=[Condition(field="meta.t", value=math.inf)])
+    with pytest.raises(ProtocolError, match="finite number"):
+        Codec(RETRIEVE_REQUESTS).encode(search)

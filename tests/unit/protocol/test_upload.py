@@ -29,9 +29,18 @@ from labmesh.protocol.messages import (
     UploadCommit,
     UploadGranted,
     UploadStart,
+    UploadWhole,
 )
 from labmesh.protocol.upload import MAX_CHUNK_BYTES, UploadLimits, UploadReceiver
-from labmesh.protocol.upload_steps import Discard, Finish, Open, Step, UploadKey, Write
+from labmesh.protocol.upload_steps import (
+    Discard,
+    Finish,
+    Open,
+    Step,
+    Store,
+    UploadKey,
+    Write,
+)
 from labmesh.storage.memory import MemoryBlobStore
 
 LIMITS = UploadLimits(
@@ -411,7 +420,7 @@ def test_steps_that_wait_when_their_upload_is_aborted_are_not_performed(
     bank.check(discard)
     bank.performed(discard, 0.0)
     bank.performed(write, 0.0)
-    assert bank.failed(write) is None
+    assert bank.failed(write.key) is None
     performed(bank, begun)
     performed(bank, bank.chunk(chunk(0), 100, 0.0))
 
@@ -419,11 +428,11 @@ def test_steps_that_wait_when_their_upload_is_aborted_are_not_performed(
 def test_a_step_that_fails_ends_its_upload(bank: UploadReceiver) -> None:
     key = upload(bank, 100)
     first, second = bank.chunk(chunk(100), 50, 0.0), bank.chunk(chunk(150), 50, 0.0)
-    assert bank.failed(first) == Step(key, Discard(), None)
+    assert bank.failed(first.key) == Step(key, Discard(), None)
     assert len(bank) == 0
     refusal = refused(bank, Conflict, bank.check, second)
     assert "start it again" in str(refusal)
-    assert bank.failed(second) is None
+    assert bank.failed(second.key) is None
     resumed = bank.start(start(), None, 0.0)
     assert isinstance(resumed, Step)
     assert isinstance(resumed.reply, UploadGranted)
@@ -531,3 +540,117 @@ def test_content_that_is_not_the_committed_is_never_stored(
             upload.stored(content)
     else:
         assert upload.stored(content) == content
+
+
+# ── what an earlier process left ──
+
+
+def test_an_upload_that_an_earlier_process_left_goes_on_where_it_is_durable(
+    bank: UploadReceiver,
+) -> None:
+    begun = start(size=250, name="sweep", tags=["b", "a", "b"], parents=["scan-0"])
+    key = bank.adopt(begun, 100, 0.0)
+    assert bank.is_open("scan-1")
+    assert not bank.is_stream(key)
+    refused(bank, Conflict, bank.start, start(session=YOURS), None, 1.0)
+    granted = UploadGranted(id="s", offset=100, chunk_bytes=100, window=2)
+    assert performed(bank, bank.start(start(size=250), None, 1.0)) == Step(key, None, granted)
+    performed(bank, bank.chunk(chunk(100), 100, 1.0))
+    performed(bank, bank.chunk(chunk(200), 50, 1.0))
+    finish = performed(bank, bank.commit(commit(), None, 2.0, 5.0))
+    assert isinstance(finish.effect, Finish)
+    record = finish.effect.record
+    assert (record.name, record.tags, record.parents) == ("sweep", ["b", "a"], ["scan-0"])
+    assert len(bank) == 0
+    assert not bank.is_stream(key)
+
+
+def test_what_cannot_be_continued_is_not_adopted(bank: UploadReceiver) -> None:
+    refused(bank, ProtocolError, bank.adopt, start(size=50), 51, 0.0)
+    refused(bank, ProtocolError, bank.adopt, start("../evil"), 10, 0.0)
+    key = bank.adopt(start(), 10, 0.0)
+    assert bank.is_stream(key)
+    refused(bank, Conflict, bank.adopt, start(session=YOURS), 20, 0.0)
+
+
+# ── in one message ──
+
+
+def whole(content: bytes = CONTENT[:100], dataset_id: str = "scan-1", **fields: Any) -> UploadWhole:
+    sha256 = hashlib.sha256(content).hexdigest()
+    return UploadWhole(id="w", dataset_id=dataset_id, sha256=sha256, **fields)
+
+
+def test_a_small_dataset_is_stored_in_one_step(bank: UploadReceiver) -> None:
+    request = whole(relay_id="Inst-0", kind="npy", meta={"n": 1}, provenance={"user": "ana"})
+    step = bank.whole(request, 100, 0.0, created=7.0)
+    assert isinstance(step.effect, Store)
+    record = step.effect.record
+    assert (record.size, record.sha256, record.created) == (100, request.sha256, 7.0)
+    assert (record.bank_id, record.relay_id, record.kind) == ("bank-0", "Inst-0", "npy")
+    assert (record.meta, record.provenance) == ({"n": 1}, {"user": "ana"})
+    # Until that is done the id is taken, and nobody can resume it.
+    refused(bank, Busy, bank.whole, request, 100, 0.0, 7.0)
+    refused(bank, Conflict, bank.start, start(session=""), None, 0.0)
+    assert bank.next_deadline() is None
+    performed(bank, step)
+    assert len(bank) == 0
+    again = bank.whole(request, 100, 1.0, 8.0)
+    assert bank.failed(again.key) == Step(again.key, Discard(), None)
+
+
+def test_a_dataset_in_one_message_is_held_to_the_same_limits(bank: UploadReceiver) -> None:
+    caught = refused(bank, TooLarge, bank.whole, whole(), 101, 0.0, 0.0)
+    assert caught.detail["chunk_bytes"] == 100
+    refused(bank, TooLarge, bank.whole, whole(meta={"n": "x" * 300_000}), 9, 0.0, 0.0)
+    refused(bank, ProtocolError, bank.whole, whole(dataset_id="a/b"), 9, 0.0, 0.0)
+    refused(bank, ProtocolError, bank.whole, whole(relay_id="a/b"), 9, 0.0, 0.0)
+    refused(bank, ProtocolError, bank.whole, whole(parents=["a/b"]), 9, 0.0, 0.0)
+    upload(bank, 100)
+    refused(bank, Conflict, bank.whole, whole(), 100, 0.0, 0.0)
+    for number in (2, 3):
+        bank.start(start(f"scan-{number}"), None, 0.0)
+    refused(bank, Busy, bank.whole, whole(dataset_id="scan-4"), 100, 0.0, 0.0)
+
+
+# ── quiet senders ──
+
+QUIET = UploadLimits(max_sessions=2, quiet_s=10.0, max_quiet=1, idle_s=100.0)
+
+
+def test_a_quiet_upload_leaves_its_place_to_others_and_can_go_on() -> None:
+    bank = UploadReceiver("bank-0", QUIET)
+    quiet = performed(bank, bank.start(start("scan-1"), None, 0.0), 0.0).key
+    performed(bank, bank.start(start("scan-2"), None, 5.0), 5.0)
+    refused(bank, Busy, bank.start, start("scan-3"), None, 9.0)
+    performed(bank, bank.start(start("scan-3"), None, 10.0), 10.0)
+    assert performed(bank, bank.start(start("scan-1"), None, 11.0), 11.0).key == quiet
+
+
+def test_another_sender_may_begin_the_id_of_a_quiet_one_anew() -> None:
+    bank = UploadReceiver("bank-0", QUIET)
+    former = performed(bank, bank.start(start(), None, 0.0), 0.0).key
+    refused(bank, Conflict, bank.start, start(session=YOURS), None, 9.0)
+    anew = bank.start(start(session=YOURS), None, 10.0)
+    assert isinstance(anew, Step)
+    assert anew.effect == Open(None, former)
+    refused(bank, Forbidden, bank.chunk, chunk(0), 1, 10.0)
+    # While a step of it waits it is the bank that is slow.
+    refused(bank, Conflict, bank.start, start(session=MINE), None, 99.0)
+    performed(bank, anew, 10.0)
+    small = bank.whole(whole(), 100, 20.0, 0.0)
+    assert isinstance(small.effect, Store)
+    assert small.effect.instead_of == anew.key
+
+
+def test_of_the_quiet_uploads_those_heard_of_last_are_kept() -> None:
+    bank = UploadReceiver("bank-0", QUIET)
+    for number in range(3):
+        bank.adopt(start(f"scan-{number}"), 1, float(number))
+    assert bank.next_deadline() == 10.0
+    assert [step.key.dataset_id for step in bank.expire(10.5)] == ["scan-0"]
+    assert [step.key.dataset_id for step in bank.expire(11.0)] == ["scan-1"]
+    assert bank.next_deadline() == 102.0
+    assert bank.expire(101.9) == []
+    assert [step.key.dataset_id for step in bank.expire(102.0)] == ["scan-2"]
+    assert bank.next_deadline() is None

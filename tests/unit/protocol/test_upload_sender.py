@@ -16,8 +16,9 @@ def grant(offset: int = 0, chunk_bytes: int = 10, window: int = 3) -> UploadGran
     return UploadGranted(id="s", offset=offset, chunk_bytes=chunk_bytes, window=window)
 
 
-def stored(offset: int) -> ChunkStored:
-    return ChunkStored(id="c", offset=offset)
+def stored(offset: int, durable: int | None = None) -> ChunkStored:
+    """Written, and on disk up to ``durable``; None: all of it."""
+    return ChunkStored(id="c", offset=offset, durable=offset if durable is None else durable)
 
 
 def read(sender: UploadSender, content: bytes = CONTENT) -> None:
@@ -299,3 +300,42 @@ def test_a_chunk_shares_the_memory_of_its_piece() -> None:
     chunk = sender.next_chunk()
     assert isinstance(chunk, Chunk)
     assert chunk.piece.obj is piece
+
+
+# ── what is not durable ──
+
+
+def test_a_source_that_cannot_seek_is_kept_until_it_is_durable() -> None:
+    sender = sending(seekable=False, size=None)
+    sender.stored(stored(30, durable=10))
+    assert (sender.acknowledged, sender.kept_bytes) == (30, 20)
+    sender.lost()
+    # The bank was killed: it has what was durable, and gets the rest from memory.
+    assert sender.granted(grant(10)) is None
+    assert sender.position == 30
+    read(sender)
+    assert b"".join(piece for _, piece in offered(sender)) == CONTENT[10:40]
+    sender.stored(stored(40, durable=5))
+    assert sender.kept_bytes == 30
+    with pytest.raises(ProtocolError):
+        sender.stored(stored(500))
+
+
+def test_no_more_is_called_durable_than_was_acknowledged() -> None:
+    sender = sending(seekable=False, size=None)
+    sender.stored(stored(10, durable=10_000))
+    assert sender.kept_bytes == 20
+
+
+@pytest.mark.parametrize("seekable", [True, False])
+def test_only_a_source_that_cannot_seek_waits_for_durability(seekable: bool) -> None:
+    sender = UploadSender(size=None, seekable=seekable, chunk_bytes=10, keep_bytes=40)
+    sender.granted(grant())
+    while sender.position < 40:
+        read(sender)
+        for offset, piece in offered(sender):
+            sender.stored(stored(offset + len(piece), durable=0))
+    assert sender.wants() == (10 if seekable else 0)
+    assert sender.kept_bytes == (0 if seekable else 40)
+    sender.stored(stored(40, durable=10))
+    assert sender.wants() == 10

@@ -1,0 +1,120 @@
+"""The last states of a mesh, for the provenance of datasets: which settings was this taken with?"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from labmesh.errors import LabmeshError, ProtocolError
+from labmesh.protocol.codec import decode_event, decode_value
+from labmesh.protocol.messages import LastEvent, LastEvents, ListLast
+
+__all__ = ["LastStates"]
+
+States = dict[str, Any]
+
+#: States that were asked for so short a time ago are those of now.
+_FRESH_S = 0.1
+#: After a broker that did not answer, the next one that is asked for is not waited for.
+_RESIGNED_S = 5.0
+_RELAY_BYTES = 64 * 2**10
+#: Both moments of a record, with its meta, fit one message.
+_ALL_BYTES = 256 * 2**10
+_PREFIX = "state."
+_DEEPEST = 16
+
+
+class LastStates:
+    """Asks the broker for the last state of every relay; never long, and it never fails.
+
+    :param ask: one request to the broker; it raises when the broker is away, or does not answer
+        soon.
+    """
+
+    def __init__(self, ask: Callable[[ListLast], Awaitable[LastEvents]]) -> None:
+        self._ask = ask
+        self._asking: asyncio.Task[tuple[States, str]] | None = None
+        self._known: tuple[States, str] = {}, ""
+        self._known_at = -math.inf
+        self._resigned_until = -math.inf
+
+    async def now(self) -> tuple[States, str]:
+        """Relay id → ``{"time": POSIX seconds, "value": its state}``; and why there are none."""
+        if time.monotonic() < self._known_at + _FRESH_S:
+            return self._known
+        if time.monotonic() < self._resigned_until:
+            return {}, self._known[1]
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.get_running_loop().create_task(
+                self._collect(), name="last states"
+            )
+        return await asyncio.shield(self._asking)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
+    async def _collect(self) -> tuple[States, str]:
+        states: States = {}
+        missing, left, after = "", _ALL_BYTES, ""
+        try:
+            while True:
+                page = await self._ask(ListLast(id="-", prefix=_PREFIX, after=after))
+                for event in page.events:
+                    relay_id, state, size = _readable(event, left)
+                    states[relay_id] = state
+                    left -= size
+                if not page.more or not page.events:
+                    break
+                after = page.events[-1].topic
+        except LabmeshError as exc:
+            states, missing = {}, str(exc)
+            self._resigned_until = time.monotonic() + _RESIGNED_S
+        self._known, self._known_at = (states, missing), time.monotonic()
+        return self._known
+
+
+def _readable(event: LastEvent, left: int) -> tuple[str, dict[str, Any], int]:
+    """A state as any program can read it from a JSON file, and what it takes."""
+    relay_id = event.topic.removeprefix(_PREFIX)
+    size = len(event.payload)
+    try:
+        at = decode_event(event.header).time
+        if size > min(_RELAY_BYTES, left):
+            size = 0
+            value: Any = f"left out: a state of {len(event.payload)} bytes"
+        else:
+            value = _plain(decode_value(event.payload), 0)
+    except ProtocolError as exc:
+        return relay_id, {"value": f"cannot be read: {exc}"}, 0
+    return relay_id, {"time": at, "value": value}, size
+
+
+def _plain(value: object, depth: int) -> Any:
+    """Text, numbers, booleans, None, lists and dicts as they are; a text for everything else."""
+    if depth > _DEEPEST:
+        return "left out: nested too deeply"
+    match value:
+        case None | bool() | str():
+            return value
+        case int() if -(2**63) <= value < 2**63:
+            return value
+        case float() if math.isfinite(value):
+            return value
+        case dict():
+            return {str(key): _plain(inner, depth + 1) for key, inner in value.items()}
+        case list() | tuple():
+            return [_plain(inner, depth + 1) for inner in value]
+        case bytes() | bytearray() | memoryview():
+            return f"left out: {len(value)} bytes"
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"left out: an array of {dtype}, shape {tuple(shape)}"
+    return str(msgspec.to_builtins(value, enc_hook=str))
