@@ -74,10 +74,6 @@ class Calls:
 
         :param timeout: a deadline, seconds; None: ``limit_s``.
         """
-
-        def ask(link: Link, left_s: float) -> Awaitable[Any]:
-            return link.call(method, args, kwargs, timeout=left_s, access=access, fence=fence)
-
         if asyncio.get_running_loop() is not self._loop:
             elsewhere = self.call(
                 relay_id,
@@ -107,18 +103,20 @@ class Calls:
                         fence=fence,
                     )
                     try:
-                        decoded = await pending.future
+                        answered = await pending.future
                     except asyncio.CancelledError:
                         link.take_back(pending)
                         raise
-                    return link.value_of(pending, decoded)
+                    return link.value_of(pending, answered)
                 except NotSent:
                     if link.up:
                         raise
+            ask = _asking(method, args, kwargs, access, fence)
             return await self._links.reached(relay_id, ask, deadline)
         except _AGAIN as exc:
             until = time.monotonic() + _AGAIN_S if timeout is None else deadline
             again = _repeatable(method, access)
+            ask = _asking(method, args, kwargs, access, fence)
             return await self._again(relay_id, again, ask, min(deadline, until), began, exc)
 
     async def settle(
@@ -232,6 +230,17 @@ class Calls:
         except LabmeshError:
             # Not to be told which methods may be called again is to call none again.
             return
+
+
+def _asking(
+    method: str, args: list[Any], kwargs: dict[str, Any], access: Access, fence: int
+) -> Callable[[Link, float], Awaitable[Any]]:
+    """Made where it is needed: a function within that of every call would cost each of them."""
+
+    def ask(link: Link, left_s: float) -> Awaitable[Any]:
+        return link.call(method, args, kwargs, timeout=left_s, access=access, fence=fence)
+
+    return ask
 
 
 def _repeatable(name: str, access: Access) -> str:

@@ -106,16 +106,16 @@ class RelayClient:
         args, kwargs = call_arguments(params)
         return await self.invoke(method, args, kwargs, timeout=timeout)
 
-    async def invoke(
+    def invoke(
         self,
         method: str,
         args: list[Any],
         kwargs: dict[str, Any],
         *,
         timeout: float | None = None,
-    ) -> Any:
-        """:meth:`call` with positional and keyword arguments as they are."""
-        return await self._client.invoke(self.relay_id, method, args, kwargs, timeout=timeout)
+    ) -> Coroutine[Any, Any, Any]:
+        """:meth:`call` with positional and keyword arguments as they are; await what it returns."""
+        return self._client.invoke(self.relay_id, method, args, kwargs, timeout=timeout)
 
     def stream(
         self,
@@ -277,4 +277,6 @@ class RelayClient:
             return self.invoke(name, list(args), kwargs)
 
         method.__name__ = method.__qualname__ = name
+        # Next time it is found without being made.
+        self.__dict__[name] = method
         return method

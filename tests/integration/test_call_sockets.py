@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 import zmq
 from tests.support.doubles import RouterDouble
+from tests.support.looking import Sleepless
 from tests.support.peers import open_sockets
 from tests.support.processes import free_ports
 from tests.support.served import eventually
@@ -25,6 +27,7 @@ from labmesh.transport.call_socket import Unsent, Unsettled
 from labmesh.transport.connection import Standing
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
+from labmesh.transport.spinning import Spin
 
 LIMIT_S = 15.0
 UP = Standing(True, "double", "e1", 0.0)
@@ -113,6 +116,36 @@ def test_a_reply_is_read_as_it_is_by_every_codec(client_of: MakeClient, value: A
         got = client.call().value
         assert got == value
         assert type(got) is type(value)
+
+
+def test_who_looks_instead_of_sleeping_misses_no_reply(client_of: MakeClient) -> None:
+    stray = msgspec.msgpack.encode({"type": "result", "id": "another", "value": "not yours"})
+
+    def answer(request: Any) -> list[Any]:
+        return [[stray], result(request)] if int(request.id) % 3 == 0 else [result(request)]
+
+    with RouterDouble(answer) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        (socket,) = client.idle
+        spin = socket._spin = Sleepless()
+        assert [client.call().value for _ in range(300)] == ["moved"] * 300
+        assert spin.finds
+
+
+def test_a_call_that_is_not_waited_for_at_once_does_not_count_as_quick(
+    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[float] = []
+    monkeypatch.setattr(Spin, "came", lambda _, waited_s: counted.append(waited_s))
+    with RouterDouble(lambda request: [result(request)]) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        with contextlib.suppress(OutcomeUnknown):  # on a slow machine
+            client.call(timeout=0.09)
+        assert not counted
+        client.call()
+        assert len(counted) == 1
 
 
 def test_replies_to_other_calls_are_skipped_readable_or_not(client_of: MakeClient) -> None:

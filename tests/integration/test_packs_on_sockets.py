@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,8 +18,9 @@ from tests.support.served import eventually
 
 from labmesh.errors import NoAnswer
 from labmesh.protocol.codec import Codec
-from labmesh.protocol.messages import Call, Done, Message, Reply, Request, Result
+from labmesh.protocol.messages import REPLIES, Call, Done, Message, Reply, Request, Result
 from labmesh.protocol.packs import MAX_PACK, is_pack, pack, unpack
+from labmesh.testing import LocalMesh
 from labmesh.transport.answering import Origin
 from labmesh.transport.link import Link
 from labmesh.transport.shared import SharedService
@@ -244,3 +246,62 @@ def test_each_answer_of_a_pack_that_nobody_takes_is_counted(answerer: Answerer) 
     before = answerer.service.dropped
     answerer.answer(origins, *done)
     assert answerer.service.dropped == before + 3
+
+
+class Counting:
+    """Tells how often it was called."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def move(self, step: int) -> int:
+        self.steps.append(step)
+        return step
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["plain calls", "and one that is not plain"])
+async def test_each_call_of_a_pack_has_its_own_fate(alike: bool) -> None:
+    """Also where a pack of plain calls is read in one go."""
+    driver = Counting()
+    async with LocalMesh(banks=0) as mesh:
+        relay = await mesh.start_relay("Inst-0", driver)
+        late = time.monotonic() - 1.0
+        session = "0123456789abcdef"
+        sent = [
+            Call(id="1", method="move", args=[1], session=session),
+            Call(id="2", method="no_such_method", session=session),
+            Call(id="3", method="move", args=[3], target="Inst-9"),
+            Call(id="4", method="move", args=[4], epoch="another"),
+            Call(id="5", method="move", args=[5], deadline=late, session=session),
+            Call(id="6", method="move", args=[6], arrive_by=late, session=session),
+            Call(id="1", method="move", args=[1], session=session),
+            Call(id="8", method="move", args=[8], session=session, fence=7),
+            Call(id="9", method="move", args=[9], session=session),
+            Call(id="10", method="move", args=[10] if alike else [[10]], session=session),
+        ]
+        frame = pack([header(each) for each in sent])
+
+        def converse() -> dict[str, str]:
+            answers: dict[str, str] = {}
+            with raw_socket(zmq.DEALER, endpoint_of(relay.rpc)) as peer:
+                peer.send(frame)
+                while len(answers) < 9:
+                    assert peer.poll(LIMIT_S * 1000)
+                    found = peer.recv()
+                    for each in unpack(found) if is_pack(found) else [found]:
+                        answer: Any = Codec(REPLIES).decode([each]).message
+                        answers[answer.id] = getattr(answer, "name", "returned")
+            return answers
+
+        assert await asyncio.to_thread(converse) == {
+            "1": "returned",
+            "2": "unknown_method",
+            "3": "not_found",
+            "4": "stale_epoch",
+            "5": "expired",
+            "6": "expired",
+            "8": "locked",
+            "9": "returned",
+            "10": "returned",
+        }
+    assert driver.steps == [1, 9, 10 if alike else [10]]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import zmq
+from tests.support.looking import Sleepless
 from tests.support.peers import LOOPBACK, endpoint_of, open_sockets, raw_socket
 from tests.support.served import eventually
 
@@ -72,6 +73,46 @@ def shared() -> Iterator[Shared]:
             yield Shared(service, peer, asked)
         service.close()
         service.dispose()
+
+
+def test_who_looks_instead_of_sleeping_misses_no_request(shared: Shared) -> None:
+    service, count = shared.service, 300
+    spin = service._spin = Sleepless()
+
+    def serve() -> None:
+        for _ in range(count):
+            before = len(shared.asked)
+            shared.read_all()
+            while len(shared.asked) == before:
+                service.wait()
+                shared.read_all()
+            with service.lock:
+                request_id, origin = shared.asked[-1]
+                service.reply(origin, Done(id=request_id))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    for number in range(count):
+        shared.ask(str(number))
+        assert shared.peer.poll(LIMIT_S * 1000), f"request {number} was missed"
+        shared.peer.recv()
+    thread.join(LIMIT_S)
+    assert not thread.is_alive()
+    assert spin.finds
+
+
+def test_who_waits_for_the_first_request_of_a_row_sleeps(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("there is no row of requests")
+
+    monkeypatch.setattr(shared.service._bell, "look", refuse)
+    shared.read_all()
+    shared.ask("1")
+    while not shared.asked:
+        shared.service.wait(LIMIT_S)
+        shared.read_all()
 
 
 def test_what_came_while_another_thread_sent_is_read(shared: Shared) -> None:

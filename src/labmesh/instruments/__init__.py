@@ -10,6 +10,7 @@
 ``marks``       ``@expose`` and ``@hidden``
 ``limits``      units, ranges and choices, from annotations
 ``signatures``  what one method takes: the check of a call's arguments, the text for people
+``handover``    how a driver gives datasets to the relay that runs it
 ``cooperation`` how a driver in the middle of a call learns that it was cancelled
 ``worker``      the thread that runs a driver, one call at a time, and what it does next
 ``thread_runner``, ``jobs``, ``job_queue``, ``source``, ``delivery``

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["CancelFlag", "cancel_requested", "running", "set_current"]
+__all__ = ["CancelFlag", "cancel_requested", "current", "running", "set_current"]
 
 
 class CancelFlag:
@@ -51,6 +51,11 @@ def cancel_requested() -> bool:
     """
     flag = _current.flag
     return flag is not None and flag.is_set
+
+
+def current() -> CancelFlag | None:
+    """The flag of the call that runs in this thread; None: no call runs."""
+    return _current.flag
 
 
 def set_current(flag: CancelFlag | None) -> None:

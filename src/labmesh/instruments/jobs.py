@@ -7,7 +7,9 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from msgspec import Struct
 
 from labmesh.errors import LabmeshError
 from labmesh.instruments.cooperation import CancelFlag
@@ -18,7 +20,7 @@ from labmesh.instruments.ownership import is_unshared
 __all__ = ["BatchJob", "Interrupted", "Job", "Outcome", "StreamJob"]
 
 
-class Outcome(NamedTuple):
+class Outcome(Struct, frozen=True):
     """How a job ended: with a value, or with an error (``error.executed`` tells whether it ran)."""
 
     value: Any = None
@@ -54,7 +56,8 @@ class Job(CancelFlag):
     __slots__ = ("_end_coroutine", "call", "told_stuck", "why")
 
     def __init__(self, call: BoundCall) -> None:
-        super().__init__()
+        # As in CancelFlag, written out: there is one for every call.
+        self.is_set = False
         self.call = call
         #: everybody was told that it lasts too long
         self.told_stuck = False

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+from msgspec import Struct
 
 from labmesh.errors import InternalError
 from labmesh.instruments.cooperation import set_current
@@ -17,7 +19,7 @@ __all__ = ["RunningCall", "ThreadRunner"]
 log = logging.getLogger(__name__)
 
 
-class RunningCall(NamedTuple):
+class RunningCall(Struct, frozen=True):
     """What a driver is busy with."""
 
     method: str
@@ -54,13 +56,12 @@ class ThreadRunner:
 
     def perform(self, job: Job) -> Outcome:
         """Run a job; whatever its driver raises is its outcome."""
-        method, name = job.method, self._worker.name
         try:
             error = job.refusal(self._clock())
         except Exception as exc:
             # A fault of the relay's check; the thread must live for the calls behind this one.
-            log.exception("%s: the check before %s failed", name, method)
-            error = InternalError(f"{method} was not run: {type(exc).__name__}")
+            log.exception("%s: the check before %s failed", self._worker.name, job.method)
+            error = InternalError(f"{job.method} was not run: {type(exc).__name__}")
         if error is not None:
             return Outcome(error=error)
         set_current(job)
@@ -69,14 +70,15 @@ class ThreadRunner:
         except BaseException as exc:
             # Everything, SystemExit and KeyboardInterrupt too: a driver never ends its relay.
             cause = job.cause_of(exc)
-            return Outcome(error=driver_failure(cause, method=method, relay_id=name))
+            error = driver_failure(cause, method=job.method, relay_id=self._worker.name)
+            return Outcome(error=error)
         finally:
             set_current(None)
         try:
             return Outcome(job.prepare(value))
         except BaseException as exc:
             # Encoding may run code of the driver's objects, and may run out of stack or memory.
-            error = unsendable_result(exc, value, method=method, relay_id=name)
+            error = unsendable_result(exc, value, method=job.method, relay_id=self._worker.name)
             return Outcome(error=error)
 
     def settle(self, value: Any, job: Job) -> Any:

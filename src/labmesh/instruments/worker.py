@@ -16,6 +16,7 @@ from collections.abc import Callable
 from labmesh.errors import LabmeshError, Stopping
 from labmesh.instruments.cooperation import set_current
 from labmesh.instruments.delivery import Delivery
+from labmesh.instruments.handover import Upload, set_uploader
 from labmesh.instruments.job_queue import JobQueue, busy
 from labmesh.instruments.jobs import Job, Outcome
 from labmesh.instruments.source import Source
@@ -62,6 +63,8 @@ class DriverWorker:
         if threads < 1 or max_queue < 1:
             raise ValueError("a worker needs at least one thread and room for one call")
         self.name = name
+        #: where the driver's datasets go; set it before the start
+        self.uploader: Upload | None = None
         self._max_queue = max_queue
         self._on_busy = on_busy
         self._clock = clock
@@ -132,11 +135,14 @@ class DriverWorker:
         :raises Stopping: the worker is closing.
         """
         with self.lock:
-            self._refuse_if_stopping()
-            if len(self._queue.calls) >= self._max_queue:
-                raise busy(self.name, self.queued, self.running, self._clock())
-            self._queue.push(job)
-            self._wake_one()
+            if self._stopping:
+                raise self._shutting_down()
+            calls = self._queue.calls
+            if len(calls) >= self._max_queue:
+                raise busy(self.name, len(calls), self.running, self._clock())
+            calls[job] = None
+            if self._sleepers or self._is_listening:
+                self._wake_one()
 
     def submit_urgent(self, job: Job) -> None:
         """Queue a call ahead of all that waits, whatever the length of the queue.
@@ -214,6 +220,7 @@ class DriverWorker:
         awake = threading.Lock()
         awake.acquire()
         runner = ThreadRunner(self, slot, self._clock)
+        set_uploader(self.uploader)
         try:
             while (job := self._next(slot, awake)) is not None:
                 self._run(job, slot, runner)
@@ -233,18 +240,20 @@ class DriverWorker:
                 running = self._running[slot]
                 self._running[slot] = None
                 job.done(outcome)
-                self._note_time(job.method, running)
+                if running is not None:
+                    self._note_time(running)
                 if not self._queue.calls and self._source is not None:
                     self._source.flush()
         except Exception:
             # A fault of the relay's; the thread must live for the calls behind this one.
             log.exception("%s: the result of %s was lost", self.name, job.method)
 
-    def _note_time(self, method: str, running: RunningCall | None) -> None:
-        if running is None or self._clock() - running.since >= _QUICK_S:
-            self._quick.discard(method)
-        elif len(self._quick) < _REMEMBERED:
-            self._quick.add(method)
+    def _note_time(self, ended: RunningCall) -> None:
+        quick, method = self._quick, ended.method
+        if self._clock() - ended.since >= _QUICK_S:
+            quick.discard(method)
+        elif method not in quick and len(quick) < _REMEMBERED:
+            quick.add(method)
 
     def _next(self, slot: int, awake: threading.Lock) -> Job | None:
         """Wait for a job, which counts as running from here on; None: stop."""
@@ -255,15 +264,19 @@ class DriverWorker:
                     return None
                 source = None if self._is_listening else self._source
                 is_empty = False
-                if source is not None:
+                now = self._clock()
+                queue = self._queue
+                if source is not None and (
+                    (not queue.calls and queue.is_empty) or now - self._emptied_at > READ_S
+                ):
+                    is_empty = not self._read(now)
                     now = self._clock()
-                    if self._queue.is_empty or now - self._emptied_at > READ_S:
-                        is_empty = not self._read(now)
-                job = self._queue.pop()
-                if self._source is not None and (job is None or job.method not in self._quick):
+                job = queue.pop()
+                method = "" if job is None else job.call.method
+                if method not in self._quick and self._source is not None:
                     self._source.flush()
                 if job is not None:
-                    self._running[slot] = RunningCall(job.method, self._clock(), job)
+                    self._running[slot] = RunningCall(method, now, job)
                     if self._on_busy is not None:
                         self._on_busy()
                     if source is not None and self._sleepers:

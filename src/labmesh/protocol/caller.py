@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable
 from typing import Generic, Literal, TypeVar
 
+from msgspec import Struct
+
 from labmesh.errors import LabmeshError, LinkLost, NoAnswer, NotSent, OutcomeUnknown, StaleEpoch
 from labmesh.protocol.messages import Alive, Item, Reply
 
@@ -62,44 +64,25 @@ class ClockOffset:
         return None if self.ahead_s is None or deadline == math.inf else deadline + self.ahead_s
 
 
-class OpenRequest:
-    """A request that has not ended.
+class OpenRequest(Struct, eq=False):
+    """A request that has not ended. There is one for every call, so it must be quick to make."""
 
-    :param method: the driver's method, when the request moves an instrument; empty: harmless to
-        repeat.
-    :param resumable: a call that its relay knows again when it comes a second time.
-    """
-
-    __slots__ = (
-        "broken_at",
-        "deadline",
-        "epoch",
-        "heard_at",
-        "id",
-        "method",
-        "refusals",
-        "resumable",
-        "sendings",
-        "sent_at",
-        "state",
-    )
-
-    def __init__(
-        self, request_id: str, deadline: float, method: str = "", resumable: bool = False
-    ) -> None:
-        self.id = request_id
-        self.deadline = deadline
-        self.method = method
-        self.resumable = resumable
-        #: how often it was handed to a live connection
-        self.sendings = 0
-        #: the incarnation of the target that its first sending named
-        self.epoch = ""
-        self.sent_at = self.heard_at = 0.0
-        #: when the link broke behind it, and has not been up since
-        self.broken_at = math.inf
-        self.refusals = 0
-        self.state: Literal["", "queued", "running"] = ""
+    id: str
+    deadline: float
+    #: the driver's method, when the request moves an instrument; empty: harmless to repeat
+    method: str = ""
+    #: a call that its relay knows again when it comes a second time
+    resumable: bool = False
+    #: how often it was handed to a live connection
+    sendings: int = 0
+    #: the incarnation of the target that its first sending named
+    epoch: str = ""
+    sent_at: float = 0.0
+    heard_at: float = 0.0
+    #: when the link broke behind it, and has not been up since
+    broken_at: float = math.inf
+    refusals: int = 0
+    state: Literal["", "queued", "running"] = ""
 
     @property
     def sent(self) -> bool:
@@ -153,9 +136,10 @@ class Caller(Generic[RequestT]):
             request.epoch, request.sent_at = epoch, now
         request.sendings += 1
         request.heard_at = now
-        ends_at = self._ends_at(request)
-        if ends_at < self.quiet_until:
-            self.quiet_until = ends_at
+        # Its deadline was looked at when it was opened, and breaks are looked at when they come.
+        silent_at = now + self._silence_s
+        if request.method and silent_at < self.quiet_until:
+            self.quiet_until = silent_at
 
     def taken_over(self, request: RequestT, now: float, epoch: str) -> None:
         """Watch a call that was sent over a connection of somebody else, which broke just now."""
@@ -171,6 +155,10 @@ class Caller(Generic[RequestT]):
     def get(self, request_id: str) -> RequestT | None:
         """The request of this id, while it is open."""
         return self._open.get(request_id)
+
+    def answered(self, request_id: str) -> RequestT | None:
+        """Take the last reply of a request: the request that it ends, if it is open."""
+        return self._open.pop(request_id, None)
 
     def heard(self, reply: Reply, now: float) -> RequestT | None:
         """Take a reply; the request that it ends. A reply to no open request is ignored."""

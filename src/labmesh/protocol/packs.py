@@ -3,27 +3,38 @@
 To send a message costs ZeroMQ, and the system below it, as much as it costs Python to make it.
 Messages that are ready at the same time travel as one: a MessagePack array of their headers, byte
 for byte as they would be sent alone. Only short messages in MessagePack without buffers are packed.
+
+Most packs have nothing in them but *plain* calls or results: of numbers, short texts, bools and
+None. Those are read in one go, by decoders that hold the limits themselves, in a sixth of the time
+that they take one by one. What is not as plain as that is for the codec, message by message: it
+alone says what is wrong with one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Annotated, Final, Literal
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw, field
 
 from labmesh.errors import ProtocolError, TooLarge
 from labmesh.protocol.arrays import Buffer
-from labmesh.protocol.refusals import FAULTS, MAPS
+from labmesh.protocol.messages import Call, Result
+from labmesh.protocol.refusals import FAULTS, MAPS, Untyped
 
 __all__ = [
     "MAX_MEMBER_BYTES",
     "MAX_PACK",
     "MAX_PACK_BYTES",
+    "PlainCall",
+    "PlainResult",
+    "encode_result",
     "fits",
     "is_pack",
     "pack",
+    "read_calls",
+    "read_results",
     "unpack",
 ]
 
@@ -35,7 +46,34 @@ MAX_MEMBER_BYTES: Final = 1000
 MAX_PACK_BYTES: Final = 65_536
 
 _ARRAY16: Final = 0xDC
+_pack = msgspec.msgpack.Encoder().encode
 _split = msgspec.msgpack.Decoder(list[Raw]).decode
+
+_SHORT: Final = 1024
+_NUMBERS: Final = frozenset({type(None), bool, int, float})
+_ShortText = Annotated[str, Meta(max_length=_SHORT - 1)]
+_Scalar = bool | int | float | _ShortText | None
+_FEW = Meta(max_length=256)
+
+
+class PlainCall(Call, frozen=True, kw_only=True, omit_defaults=True, tag="call"):
+    """A call with nothing in it that needs a second look, apart from its times."""
+
+    version: Literal[1] = 1
+    args: Annotated[list[_Scalar], _FEW] = field(default_factory=list)
+    kwargs: Annotated[dict[_ShortText, _Scalar], _FEW] = field(default_factory=dict)
+
+
+class PlainResult(Result, frozen=True, kw_only=True, omit_defaults=True, tag="result"):
+    """A result that needs no second look."""
+
+    value: _Scalar = None
+
+
+_read_calls = msgspec.msgpack.Decoder(list[PlainCall | Untyped]).decode
+_read_results = msgspec.msgpack.Decoder(list[PlainResult | Untyped]).decode
+_ONLY_CALLS: Final = {PlainCall}
+_ONLY_RESULTS: Final = {PlainResult}
 
 
 def fits(header: Buffer) -> bool:
@@ -58,6 +96,47 @@ def pack(headers: Sequence[Buffer]) -> Buffer:
         return headers[0]
     lead = bytes([0x90 | count]) if count < 16 else bytes([_ARRAY16]) + count.to_bytes(2, "big")
     return lead + b"".join(headers)
+
+
+def read_calls(frame: Buffer) -> list[PlainCall] | None:
+    """The calls in a pack of nothing but plain calls; None: :func:`unpack` it."""
+    if len(frame) > MAX_PACK_BYTES:
+        return None
+    try:
+        found = _read_calls(frame)
+    except FAULTS:
+        return None
+    if set(map(type, found)) != _ONLY_CALLS or len(found) > MAX_PACK:
+        return None
+    calls: list[PlainCall] = found  # type: ignore[assignment]  # as the set of their types says
+    times = 0.0
+    for each in calls:
+        times += (each.deadline or 0.0) + (each.arrive_by or 0.0)
+    # One that is not finite makes the sum so, which then differs from itself, or its difference.
+    return calls if times - times == 0.0 else None
+
+
+def read_results(frame: Buffer) -> list[PlainResult] | None:
+    """The results in a pack of nothing but plain results; None: :func:`unpack` it."""
+    if len(frame) > MAX_PACK_BYTES:
+        return None
+    try:
+        found = _read_results(frame)
+    except FAULTS:
+        return None
+    if set(map(type, found)) != _ONLY_RESULTS or len(found) > MAX_PACK:
+        return None
+    return found  # type: ignore[return-value]  # as the set of their types says
+
+
+def encode_result(call_id: str, value: object) -> bytes | None:
+    """The header of a result, where its value is plain; None: it needs the codec's care."""
+    if type(value) in _NUMBERS or (type(value) is str and len(value) < _SHORT):
+        try:
+            return _pack(Result(id=call_id, value=value))
+        except (OverflowError, UnicodeEncodeError):
+            return None  # the codec says what is wrong
+    return None
 
 
 def unpack(frame: Buffer) -> list[bytes]:

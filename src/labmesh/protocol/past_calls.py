@@ -84,6 +84,9 @@ class PastCalls:
         :raises ProtocolError: it is not what ids of a session are.
         """
         number = number_of(call_id)
+        session = self._sessions.get(owner)
+        if session is not None and number > session.used_until and not session.withdrawn:
+            return  # as nearly always
         if number <= self._used_until(owner):
             raise OutcomeUnknown(
                 f"call {call_id} is too long ago: whether it ran is not known any more"
@@ -93,8 +96,8 @@ class PastCalls:
 
     def add(self, opened: OpenCall, reply: list[Buffer] | None) -> None:
         """A call ended. Its reply is kept if it is not too large."""
-        memory = self._memory
-        session = self._sessions.get(opened.owner) or self._session(opened.owner)
+        memory, owner = self._memory, opened.owner
+        session = self._sessions.get(owner) or self._session(owner)
         ended = session.ended
         ended.append(opened)
         session.last_at = opened.ended_at
@@ -108,7 +111,7 @@ class PastCalls:
         if self.next_at == math.inf:
             self.next_at = opened.ended_at + memory.seconds
         while len(ended) > memory.calls_of_one or session.size > memory.size_of_one:
-            self._forget(ended[0])
+            self._forget(ended[0], session)
         while len(self._ended) > memory.calls or self._size > memory.size:
             self._forget(next(iter(self._ended)))
 
@@ -163,17 +166,19 @@ class PastCalls:
                 session.used_until = used.used_until
         return session
 
-    def _forget(self, opened: OpenCall) -> None:
+    def _forget(self, opened: OpenCall, session: _Session | None = None) -> None:
         """The oldest of all is the oldest of its session as well: they ended in one order."""
-        session = self._sessions[opened.owner]
+        owner, reply = opened.owner, opened.reply
+        if session is None:
+            session = self._sessions[owner]
         session.ended.popleft()
         del self._ended[opened]
-        del self._calls[opened.owner, opened.id]
-        if opened.reply is not None:
-            size = sum(map(len, opened.reply))
+        del self._calls[owner, opened.id]
+        if reply is not None:
+            size = len(reply[0]) if len(reply) == 1 else sum(map(len, reply))
             session.size -= size
             self._size -= size
-        self._raise_used(opened.owner, session, number_of(opened.id))
+        self._raise_used(owner, session, int(opened.id))
 
     def _count_as_used(self, owner: Owner, number: int) -> None:
         session = self._sessions[owner]
@@ -182,7 +187,8 @@ class PastCalls:
         self._raise_used(owner, session, number)
 
     def _raise_used(self, owner: Owner, session: _Session, number: int) -> None:
-        session.used_until = max(session.used_until, number)
+        if number > session.used_until:
+            session.used_until = number
         if session.ended or session.withdrawn:
             return
         del self._sessions[owner]
@@ -221,12 +227,7 @@ def number_of(call_id: str) -> int:
 
     :raises ProtocolError: it is none.
     """
-    if (
-        call_id.isascii()
-        and call_id.isdecimal()
-        and not call_id.startswith("0")
-        and len(call_id) < 20
-    ):
+    if len(call_id) < 20 and call_id.isdecimal() and call_id.isascii() and call_id[0] != "0":
         return int(call_id)
     raise ProtocolError(
         "with a session, ids are decimal numbers from 1 on that grow from call to call"

@@ -12,8 +12,8 @@ from msgspec import Struct
 from labmesh.errors import InternalError, LabmeshError, ProtocolError
 from labmesh.protocol.callee import admit
 from labmesh.protocol.codec import Buffer, Codec, Limits
-from labmesh.protocol.messages import Failure, Message, Ping, Pong, Reply, Request
-from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, unpack
+from labmesh.protocol.messages import Call, Failure, Message, Ping, Pong, Reply, Request
+from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, read_calls, unpack
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Frames
 
@@ -72,6 +72,7 @@ class Answering:
         self._name = name
         self._requests = Codec(requests, limits=Limits(max_header_bytes=MAX_HEADER_BYTES[role]))
         self._answers = Codec(())
+        self._takes_calls = Call in requests
         self._node_id, self._epoch = node_id, epoch
         self._handle = handle
         self._warnings = Seldom()
@@ -143,12 +144,15 @@ class Answering:
             self._take_message(peer, delimited, payload, user)
 
     def _take_pack(self, peer: bytes, delimited: bool, frame: Buffer, user: str) -> None:
-        try:
-            messages = unpack(frame)
-        except ProtocolError as exc:
-            self._warn(exc)
-            self.refuse(Origin(peer, delimited, False, "", user), exc)
-            return
+        calls = read_calls(frame) if self._takes_calls else None
+        headers: list[bytes] = []
+        if calls is None:
+            try:
+                headers = unpack(frame)
+            except ProtocolError as exc:
+                self._warn(exc)
+                self.refuse(Origin(peer, delimited, False, "", user), exc)
+                return
         if not delimited:
             # It can read packs as well.
             if len(self._packers) >= _MAX_PACKERS:
@@ -156,7 +160,9 @@ class Answering:
             self._packers.add(peer)
             self._packer = peer
         try:
-            for each in messages:
+            for call in calls or ():
+                self._take_request(call, None, Origin(peer, delimited, False, call.id, user))
+            for each in headers:
                 self._take_message(peer, delimited, [each], user)
         finally:
             self._send_collected()
@@ -178,6 +184,9 @@ class Answering:
             return
         request: Any = decoded.message
         origin = Origin(peer, delimited, decoded.json, request.id, user)
+        self._take_request(request, decoded.body, origin)
+
+    def _take_request(self, request: Any, body: memoryview | None, origin: Origin) -> None:
         try:
             now = time.monotonic()
             admit(request, node_id=self._node_id, epoch=self._epoch, now=now)
@@ -185,7 +194,7 @@ class Answering:
                 pong = Pong(id=request.id, node_id=self._node_id, epoch=self._epoch, clock=now)
                 self.reply(origin, pong)
                 return
-            answer = self._handle(request, decoded.body, origin)
+            answer = self._handle(request, body, origin)
             if answer is None:
                 return
             if isinstance(answer, Coroutine):

@@ -8,6 +8,7 @@ it stands is settled by a link, which sends it again under its id.
 from __future__ import annotations
 
 import contextlib
+import select
 import time
 from collections.abc import Callable
 from typing import Final
@@ -33,8 +34,9 @@ from labmesh.transport.call_session import CallSession
 from labmesh.transport.channel import Frames, events_of, receive_rest, send
 from labmesh.transport.connection import Standing
 from labmesh.transport.link import Link
-from labmesh.transport.plain import decode_plain
+from labmesh.transport.plain import decode_plain, encode_plain
 from labmesh.transport.sockets import MAX_FRAME_BYTES, Sockets
+from labmesh.transport.spinning import Spin
 
 __all__ = ["CallSocket", "Unsent", "Unsettled"]
 
@@ -50,7 +52,7 @@ _LINGER_MS = 200
 _LARGEST: Final = MAX_FRAME_BYTES["relay"]
 
 #: Plain numbers: each use of pyzmq's enumerations costs time.
-_NOBLOCK, _POLLOUT = int(zmq.NOBLOCK), int(zmq.POLLOUT)
+_NOBLOCK, _POLLIN, _POLLOUT = int(zmq.NOBLOCK), int(zmq.POLLIN), int(zmq.POLLOUT)
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -96,6 +98,10 @@ class CallSocket:
         self._session, self._is_ending = session, is_ending
         self._socket = sockets.lend(endpoint)
         self._codec = Codec((Result, Failure, Alive, BatchResult, Done))
+        self._spin = Spin()
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        if self._poll is not None:
+            self._poll.register(self._socket.FD, select.POLLIN)
         self._patience_ms = _SLICE_MS
         self._socket.rcvtimeo = _SLICE_MS
 
@@ -124,8 +130,13 @@ class CallSocket:
         try:
             self._send(frames, sent_at)
             whole = True
-            # Most calls are over at once, and cost no more than this.
-            reply = self._receive(request.id) if deadline - sent_at > _SLICE_S else None
+            reply = None
+            if deadline - sent_at > _SLICE_S:
+                # Most calls are over at once, and cost no more than this.
+                if self._spin.pays:
+                    self._look(sent_at)
+                reply = self._receive(request.id)
+                self._spin.came(time.monotonic() - sent_at)
             if reply is not None and type(reply) is not Alive:
                 return reply
             return self._wait(_OpenCall(request, link, standing, deadline, sent_at), reply)
@@ -151,6 +162,9 @@ class CallSocket:
     # ── one message ─────────────────────────────────────────────────────────────────────────────
 
     def _encoded(self, request: Call | Batch) -> list[Buffer]:
+        plain = encode_plain(request) if type(request) is Call else None
+        if plain is not None:
+            return plain
         frames = self._codec.encode(request)
         if len(frames) > 1 and max(memoryview(each).nbytes for each in frames) > _LARGEST:
             raise Unsent("too large: the link says so")
@@ -174,6 +188,16 @@ class CallSocket:
                 self.close()
             raise Unsent(str(exc)) from exc
         self.blocked_at = 0.0
+
+    def _look(self, since: float) -> None:
+        """Wait a moment for a reply without sleeping; see :meth:`Spin.look`."""
+        # The descriptor tells only of what comes when the socket was found empty before.
+        if self._poll is not None and not events_of(self._socket) & _POLLIN:
+            self._spin.look(self._has_come, since)
+
+    def _has_come(self) -> bool:
+        assert self._poll is not None
+        return bool(self._poll.poll(0) and events_of(self._socket) & _POLLIN)
 
     def _receive(self, call_id: str) -> Reply | None:
         """The next reply to this call; None: none came for a while. Those to others are late."""

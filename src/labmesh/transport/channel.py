@@ -122,6 +122,8 @@ class Channel:
         self._open = True
         self._warnings = Seldom()
         self.dropped = 0
+        #: the last message that was not sent had no such receiver; else it does not keep up
+        self.is_gone = False
         self._loop.add_reader(self._descriptor, self.drain)
         self._look_again()
 
@@ -160,6 +162,7 @@ class Channel:
         return count
 
     def _try_to_send(self, frames: Sequence[bytes | bytearray | memoryview]) -> bool:
+        self.is_gone = False
         try:
             try:
                 send(self._socket, frames)
@@ -173,6 +176,7 @@ class Channel:
         except zmq.ZMQError as exc:
             if exc.errno != zmq.EHOSTUNREACH:
                 raise
+            self.is_gone = True
             return False
         finally:
             self._look_again()

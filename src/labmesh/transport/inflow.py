@@ -27,7 +27,7 @@ class ItemStream:
     def __init__(
         self,
         credit: int,
-        ended: asyncio.Future[Decoded],
+        ended: asyncio.Future[Decoded | Result],
         more: Callable[[int], None],
         stop: Callable[[], None],
     ) -> None:
@@ -48,7 +48,8 @@ class ItemStream:
         ended = self._ended
         if not ended.done() or ended.cancelled() or ended.exception() is not None:
             return None
-        message = ended.result().message
+        answered = ended.result()
+        message = answered.message if isinstance(answered, Decoded) else answered
         assert isinstance(message, Result)
         return message.value
 
@@ -91,7 +92,7 @@ class ItemStream:
             self._stop()
             self._ended.cancel()
 
-    def _end(self, ended: asyncio.Future[Decoded]) -> None:
+    def _end(self, ended: asyncio.Future[Decoded | Result]) -> None:
         if not ended.cancelled():
             ended.exception()  # looked at, also where nobody reads to the end
         self._changed.set()

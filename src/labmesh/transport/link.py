@@ -8,11 +8,12 @@ import time
 from typing import Any, TypeVar
 
 from labmesh.errors import NotSent
+from labmesh.protocol.caller import given_up_at
 from labmesh.protocol.codec import Buffer, Decoded
 from labmesh.protocol.messages import Access, Call, Invocation, More, Reply, Request, Result
 from labmesh.transport.call_session import CallSession
 from labmesh.transport.inflow import ItemStream
-from labmesh.transport.pending import Pending, method_of
+from labmesh.transport.pending import Answered, Pending, method_of
 from labmesh.transport.plain import encode_plain
 from labmesh.transport.requests import Requests
 
@@ -64,15 +65,15 @@ class Link(Requests):
         :param patient: False: NotSent, at once, when the link is not up.
         """
         pending = Pending(
-            request,
             self._session.next_id(),
             self._deadline(timeout),
-            self._loop.create_future(),
-            method=method_of(request),
-            resumable=isinstance(request, Invocation),
+            method_of(request),
+            isinstance(request, Invocation),
+            request=request,
+            future=self._loop.create_future(),
             patient=patient,
+            body=body,
         )
-        pending.body = body
         self._begin(pending, time.monotonic())
         decoded = await self._outcome(pending)
         return self._open_reply(pending, decoded, reply), decoded.body
@@ -101,40 +102,41 @@ class Link(Requests):
         if not deadline > now:
             self._deadline(deadline - now)
         request_id = self._session.next_id()
+        translate = self._clock.translate
+        given_up = given_up_at(deadline, now)
         call = Call(
             id=request_id,
             target=self.node_id,
             epoch=self.epoch,
-            deadline=self._clock.translate(deadline),
+            deadline=translate(deadline),
             session=self._session.token,
             method=method,
             args=args,
             kwargs=kwargs,
             access=access,
             fence=fence,
-            arrive_by=self._arrive_by(deadline, now),
+            arrive_by=None if given_up is None else translate(given_up),
         )
         pending = Pending(
-            call,
             request_id,
             deadline,
-            self._loop.create_future(),
-            method=method,
-            resumable=True,
+            method,
+            True,
+            request=call,
+            future=self._loop.create_future(),
             frames=encode_plain(call) or self._encoded(call, None),
         )
-        self._begin(pending, now)
+        self._start(pending, now)
         return pending
 
-    def value_of(self, pending: Pending, decoded: Decoded) -> Any:
+    def value_of(self, pending: Pending, answered: Answered) -> Any:
         """What a call has returned.
 
         :raises OutcomeUnknown: the reply is of another type.
         """
-        message = decoded.message
-        if type(message) is Result:
-            return message.value
-        return self._open_reply(pending, decoded, Result).value
+        if isinstance(answered, Result):
+            return answered.value
+        return self._open_reply(pending, answered, Result).value
 
     async def call(
         self,
@@ -172,11 +174,11 @@ class Link(Requests):
         """
         call = Call(id="-", method=method, args=args, kwargs=kwargs, credit=credit, fence=fence)
         pending = Pending(
-            call,
             self._session.next_id(),
             self._deadline(timeout),
-            self._loop.create_future(),
-            method=method,
+            method,
+            request=call,
+            future=self._loop.create_future(),
         )
         pending.stream = ItemStream(
             credit,
@@ -210,12 +212,12 @@ class Link(Requests):
         :param heard_at: its last sign of life over the other socket.
         """
         pending = Pending(
-            request,
             request.id,
             deadline,
-            self._loop.create_future(),
-            method=method_of(request),
-            resumable=True,
+            method_of(request),
+            True,
+            request=request,
+            future=self._loop.create_future(),
             frames=self._encoded(request, None),
         )
         now = time.monotonic()
@@ -232,10 +234,11 @@ class Link(Requests):
 
     async def _outcome(self, pending: Pending) -> Decoded:
         try:
-            return await pending.future
+            answered = await pending.future
         except asyncio.CancelledError:
             self.take_back(pending)
             raise
+        return Decoded(answered, None, False) if isinstance(answered, Result) else answered
 
     def _deadline(self, timeout: float) -> float:
         if math.isnan(timeout):

@@ -3,52 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import math
 
 from labmesh.errors import TooLarge
 from labmesh.protocol.caller import OpenRequest
 from labmesh.protocol.codec import Buffer, Decoded
-from labmesh.protocol.messages import Batch, Call, Request
+from labmesh.protocol.messages import Batch, Call, Request, Result
 from labmesh.transport.inflow import ItemStream
 from labmesh.transport.sockets import MAX_FRAME_BYTES
 
-__all__ = ["Pending", "check_sizes", "method_of"]
+__all__ = ["Answered", "Pending", "check_sizes", "method_of"]
+
+#: What a request ends with: a message, and what came behind it; a result by itself, if it is plain.
+Answered = Decoded | Result
 
 
-class Pending(OpenRequest):
+class Pending(OpenRequest, kw_only=True, eq=False):
     """An open request with what its link needs to send it and to end it."""
 
-    __slots__ = ("body", "frames", "future", "patient", "request", "stream")
-
-    def __init__(
-        self,
-        request: Request,
-        request_id: str,
-        deadline: float,
-        future: asyncio.Future[Decoded],
-        *,
-        method: str = "",
-        resumable: bool = False,
-        patient: bool = False,
-        frames: list[Buffer] | None = None,
-    ) -> None:
-        # As in OpenRequest, written out: there is one for every call.
-        self.id = request_id
-        self.deadline = deadline
-        self.method = method
-        self.resumable = resumable
-        self.sendings = self.refusals = 0
-        self.epoch = ""
-        self.sent_at = self.heard_at = 0.0
-        self.broken_at = math.inf
-        self.state = ""
-        self.request = request
-        self.future = future
-        self.patient = patient
-        #: as they were sent first; None: to be made when the link is up
-        self.frames = frames
-        self.body: Buffer | None = None
-        self.stream: ItemStream | None = None
+    request: Request
+    future: asyncio.Future[Answered]
+    #: it waits for the link to be up
+    patient: bool = False
+    #: as they were sent first; None: to be made when the link is up
+    frames: list[Buffer] | None = None
+    body: Buffer | None = None
+    stream: ItemStream | None = None
 
 
 def method_of(request: Request) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -33,7 +32,7 @@ from labmesh.protocol.messages import (
     Result,
     SessionRequest,
 )
-from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, unpack
+from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, read_results, unpack
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.call_session import CallSession
 from labmesh.transport.channel import Frames
@@ -92,8 +91,12 @@ class Requests(Connection):
                 raise hopeless or self._not_sent()
         if self.up and pending.frames is None:
             pending.frames = self._encoded(self._addressed(pending), pending.body)
-        alone = self.up and not self._caller.busy
-        self._caller.open(pending)
+        self._start(pending, now)
+
+    def _start(self, pending: Pending, now: float) -> None:
+        caller = self._caller
+        alone = self.up and not caller.busy
+        caller.open(pending)
         if alone and self._channel.send(pending.frames or ()):
             self._was_sent(pending, now)
         else:
@@ -102,7 +105,7 @@ class Requests(Connection):
             if not self._flushing and self.up:
                 self._flushing = True
                 self._loop.call_soon(self._flush)
-        if self._caller.quiet_until < self._timer_at:
+        if caller.quiet_until < self._timer_at:
             self._arm()
 
     def _flush(self) -> None:
@@ -110,8 +113,12 @@ class Requests(Connection):
         self._flushing = False
         if not self.up:
             return
-        waiting = [pending for pending in list(self._outbox) if self._is_ready(pending)]
-        messages = list(_together(waiting))
+        waiting = [
+            pending
+            for pending in list(self._outbox)
+            if pending.frames is not None or self._made_ready(pending)
+        ]
+        messages = _together(waiting)
         count = self._channel.send_all([frames for frames, _ in messages])
         now = time.monotonic()
         for _, sent in messages[:count]:
@@ -120,15 +127,14 @@ class Requests(Connection):
                 self._was_sent(pending, now)
         self._arm()
 
-    def _is_ready(self, pending: Pending) -> bool:
-        """Its frames are there; False: they cannot be made, and it has ended."""
-        if pending.frames is None:
-            try:
-                pending.frames = self._encoded(self._addressed(pending), pending.body)
-            except ProtocolError as exc:
-                self._caller.withdraw(pending)
-                self._fail(pending, exc)
-                return False
+    def _made_ready(self, pending: Pending) -> bool:
+        """Make its frames; False: they cannot be made, and it has ended."""
+        try:
+            pending.frames = self._encoded(self._addressed(pending), pending.body)
+        except ProtocolError as exc:
+            self._caller.withdraw(pending)
+            self._fail(pending, exc)
+            return False
         return True
 
     def _was_sent(self, pending: Pending, now: float) -> None:
@@ -223,6 +229,11 @@ class Requests(Connection):
         if len(frames) > 1 or not is_pack(frames[0]):
             self._take_message(frames, now)
             return
+        results = read_results(frames[0])
+        if results is not None:
+            for result in results:
+                self._take_result(result)
+            return
         try:
             messages = unpack(frames[0])
         except ProtocolError as exc:
@@ -231,12 +242,17 @@ class Requests(Connection):
         for each in messages:
             self._take_message([each], now)
 
+    def _take_result(self, result: Result) -> None:
+        pending = self._caller.answered(result.id)
+        if pending is not None:
+            future = pending.future
+            if not future.done():  # its caller may have been cancelled just now
+                future.set_result(result)
+
     def _take_message(self, frames: Frames, now: float) -> None:
         plain = decode_plain(frames[0]) if len(frames) == 1 else None
         if plain is not None:
-            pending = self._caller.heard(plain, now)
-            if pending is not None and not pending.future.done():
-                pending.future.set_result(Decoded(plain, None, False))
+            self._take_result(plain)
             return
         try:
             decoded = self._codec.decode(frames)
@@ -252,7 +268,7 @@ class Requests(Connection):
                 self._failed(pending, message)
             elif pending.stream is not None and type(message) is not Result:
                 self._fail(pending, self._unusable(pending, message))
-            elif not pending.future.done():  # its caller may have been cancelled just now
+            elif not pending.future.done():
                 pending.future.set_result(decoded)
         elif type(message) is Item:
             self._take_item(message)
@@ -343,19 +359,25 @@ class Requests(Connection):
         self._arm()
 
 
-def _together(waiting: list[Pending]) -> Iterator[tuple[Sequence[Buffer], list[Pending]]]:
-    """The messages in which these leave: small calls that follow each other in packs."""
-    for is_small, run in itertools.groupby(waiting, key=_is_small_call):
-        group = list(run)
-        if not is_small:
-            yield from ((pending.frames or (), [pending]) for pending in group)
-            continue
-        for start in range(0, len(group), MAX_PACK):
-            part = group[start : start + MAX_PACK]
-            yield [pack([pending.frames[0] for pending in part if pending.frames])], part
+def _together(waiting: list[Pending]) -> list[tuple[Sequence[Buffer], list[Pending]]]:
+    """The messages in which these leave: small calls that follow each other in packs.
 
-
-def _is_small_call(pending: Pending) -> bool:
-    """Whether it is worth a pack: calls come in crowds, other requests hardly."""
-    frames = pending.frames or ()
-    return bool(pending.method) and len(frames) == 1 and fits(frames[0])
+    Only calls are worth a pack: they come in crowds, other requests hardly.
+    """
+    messages: list[tuple[Sequence[Buffer], list[Pending]]] = []
+    packed: list[Pending] = []
+    headers: list[Buffer] = []
+    for pending in waiting:
+        frames = pending.frames or []
+        is_small = bool(pending.method) and len(frames) == 1 and fits(frames[0])
+        if headers and (not is_small or len(headers) == MAX_PACK):
+            messages.append(([pack(headers)], packed))
+            packed, headers = [], []
+        if is_small:
+            packed.append(pending)
+            headers.append(frames[0])
+        else:
+            messages.append((frames, [pending]))
+    if headers:
+        messages.append(([pack(headers)], packed))
+    return messages

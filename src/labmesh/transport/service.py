@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -18,6 +20,13 @@ from labmesh.transport.sockets import Sockets
 
 __all__ = ["Answer", "Origin", "Service"]
 
+#: A peer that is behind is tried again after the first of these; after twice as long each time.
+_RETRY_S, _RETRY_MAX_S = 0.005, 0.1
+#: A peer that takes nothing for so long has lost what waits for it.
+_BEHIND_S = 60.0
+#: Refusals and signs of life that may wait beside a full set of answers.
+_SPARE = 16
+
 
 class Service(Answering):
     """Answers the requests of one ROUTER socket on the running loop.
@@ -26,7 +35,8 @@ class Service(Answering):
     :param requests: the messages that this socket takes.
     :param handle: gets each admitted request. It returns the reply, or a coroutine of it, or None
         when it will call :meth:`reply` later; what it raises becomes the reply.
-    :param max_pending: answers by coroutine that one connection may have open.
+    :param max_pending: answers by coroutine that one connection may have open, those included that
+        wait because it does not keep up: they are sent as it reads, not dropped.
     """
 
     def __init__(
@@ -56,24 +66,67 @@ class Service(Answering):
         self._max_pending = max_pending
         self._pending: dict[bytes, int] = {}
         self._tasks: dict[asyncio.Task[Answer], Origin] = {}
+        self._behind: dict[bytes, _Behind] = {}
+        self._retry: asyncio.TimerHandle | None = None
+        self._retry_s = _RETRY_S
         self._channel = Channel(self._socket, self.take, name=self._name)
 
     async def close(self, linger_ms: int = 200) -> None:
         """Stop reading, refuse what was not answered, let the last replies leave; twice is fine."""
         self._channel.close()
+        if self._retry is not None:
+            self._retry.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._sockets.close(self._socket, linger_ms)
 
     def _transmit(self, frames: Sequence[Buffer]) -> bool:
-        return self._channel.send(frames)
+        peer = bytes(frames[0])
+        behind = self._behind.get(peer)
+        if behind is None:
+            if self._channel.send(frames):
+                return True
+            if self._channel.is_gone:
+                return False
+            self._behind[peer] = behind = _Behind()
+        if len(behind.messages) >= self._max_pending + _SPARE:
+            return False
+        behind.messages.append(frames)
+        if self._retry is None:
+            self._arm(_RETRY_S)
+        return True
+
+    def _arm(self, pause_s: float) -> None:
+        self._retry_s = pause_s
+        self._retry = asyncio.get_running_loop().call_later(pause_s, self._catch_up)
+
+    def _catch_up(self) -> None:
+        """Send what waits for peers that were behind, as much as they take."""
+        self._retry = None
+        now = time.monotonic()
+        moved = False
+        for peer, behind in list(self._behind.items()):
+            while behind.messages and self._channel.send(behind.messages[0]):
+                behind.messages.popleft()
+                behind.moved_at, moved = now, True
+            if not behind.messages:
+                del self._behind[peer]
+            elif self._channel.is_gone or behind.moved_at + _BEHIND_S < now:
+                self.dropped += len(behind.messages)
+                del self._behind[peer]
+        if self._behind:
+            self._arm(_RETRY_S if moved else min(2 * self._retry_s, _RETRY_MAX_S))
 
     def _answer_later(self, origin: Origin, answer: Coroutine[Any, Any, Answer]) -> None:
         pending = self._pending.get(origin.peer, 0)
-        if pending >= self._max_pending:
+        behind = self._behind.get(origin.peer)
+        unread = 0 if behind is None else len(behind.messages)
+        if pending + unread >= self._max_pending:
             answer.close()
-            raise Busy(f"{pending} requests of this connection are open, the limit; wait for some")
+            raise Busy(
+                f"{pending + unread} requests of this connection are open, the limit; wait for some"
+            )
         self._pending[origin.peer] = pending + 1
         task = asyncio.get_running_loop().create_task(
             answer, name=f"{self._name} answers {origin.request_id}"
@@ -96,3 +149,11 @@ class Service(Answering):
             self.refuse(origin, Stopping(f"{self._name} shut down before this was answered"))
         except Exception as exc:
             self._fault(origin, None, exc)
+
+
+class _Behind:
+    """What waits for a peer that does not keep up."""
+
+    def __init__(self) -> None:
+        self.messages: deque[Sequence[Buffer]] = deque()
+        self.moved_at = time.monotonic()

@@ -33,6 +33,7 @@ from labmesh.transport.channel import (
     skip,
 )
 from labmesh.transport.sockets import Sockets
+from labmesh.transport.spinning import Spin
 from labmesh.transport.waking import Bell
 
 __all__ = ["SharedService"]
@@ -81,6 +82,9 @@ class SharedService(Answering):
         self._socket, self.address = sockets.bind(zmq.ROUTER, address, role=role, owner=owner)
         self._sockets = sockets
         self._bell = Bell(self._socket.FD)
+        self._spin = Spin()
+        #: since when it is waited for the next message; 0: it is not
+        self._quiet_since = 0.0
         self._skipping = False
         #: nothing was there when it was last looked, and nothing was sent since
         self._found_empty = False
@@ -113,7 +117,12 @@ class SharedService(Answering):
 
         The descriptor tells once that something changed: look with :meth:`read` before waiting.
         """
-        if not self._closed:
+        if self._closed:
+            return
+        since = self._quiet_since
+        if not since:
+            since = self._quiet_since = time.monotonic()
+        if not (self._spin.pays and self._bell.look(self._spin, since)):
             self._bell.wait(timeout_s)
 
     def ring(self) -> None:
@@ -124,14 +133,26 @@ class SharedService(Answering):
     def read(self) -> bool:
         """Take what is there, up to a bound; False: nothing was."""
         self._found_empty = False
-        if self._closed or not events_of(self._socket) & POLLIN:
-            self._found_empty = True
-            return False
-        if self._skipping:
+        since = self._quiet_since
+        if self._closed:
+            return self._find_empty()
+        if since and not self._skipping:
+            # Who has waited for it finds it: to read it costs less than to ask for it before.
+            now = time.monotonic()
+            taken = self._take_one()
+            if not taken and not self._skipping:
+                return self._find_empty()
+            self._spin.came(now - since)
+        elif not events_of(self._socket) & POLLIN:
+            return self._find_empty()
+        elif self._skipping:
             # A hundred thousand frames take a tenth of a second: in slices, others get theirs.
             self._skipping = not skip(self._socket, _SKIPPED)
-            return True
-        if not self._take_one():
+            taken = False
+        else:
+            taken = self._take_one()
+        self._quiet_since = 0.0
+        if not taken:
             return True
         # A look costs as much as a short method: while calls come one at a time, one in a few.
         self._looks += 1
@@ -144,6 +165,10 @@ class SharedService(Answering):
                 if not self._take_one():
                     break
         return True
+
+    def _find_empty(self) -> bool:
+        self._found_empty = True
+        return False
 
     def _take_one(self) -> bool:
         """One message; False: none was there, or an endless one is."""
@@ -167,8 +192,8 @@ class SharedService(Answering):
     def send_soon(self, origin: Origin, encoded: Sequence[Buffer]) -> None:
         """Send a reply with others: :meth:`flush` does. Each wake-up of ZeroMQ's own thread costs
         as much as all else of a small reply."""
-        envelope = [origin.peer, b""] if origin.delimited else [origin.peer]
-        self._outbox.append([*envelope, *encoded])
+        peer = origin.peer
+        self._outbox.append([peer, b"", *encoded] if origin.delimited else [peer, *encoded])
         if len(self._outbox) >= _TOGETHER:
             self.flush()
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import select
 import socket as stdlib_socket
+from functools import partial
+
+from labmesh.transport.spinning import Spin
 
 __all__ = ["Bell"]
 
@@ -32,6 +35,7 @@ class Bell:
             self._poll = select.poll()
             self._poll.register(descriptor, select.POLLIN)
             self._poll.register(self._event, select.POLLIN)
+            self._look = partial(self._poll.poll, 0)
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Until the descriptor is readable, the bell rang, or the time is over."""
@@ -40,7 +44,18 @@ class Bell:
             if self._event in select.select(both, [], [], timeout_s)[0]:
                 self._silence()
             return
-        for descriptor, _ in self._poll.poll(timeout_s and timeout_s * 1000):
+        self._heard(self._poll.poll(timeout_s and timeout_s * 1000))
+
+    def look(self, spin: Spin, since: float) -> bool:
+        """:meth:`wait` for a moment, awake; False: it was in vain. See :meth:`Spin.look`."""
+        found = self._poll and spin.look(self._look, since)
+        if not found:
+            return False
+        self._heard(found)
+        return True
+
+    def _heard(self, found: list[tuple[int, int]]) -> None:
+        for descriptor, _ in found:
             if descriptor == self._event:
                 self._silence()
 

@@ -127,6 +127,16 @@ def test_a_reply_ends_its_request_once(caller: Caller[OpenRequest]) -> None:
     assert caller.heard(Done(id="1"), 1.1) is None
 
 
+def test_who_knows_that_a_reply_is_the_last_one_need_not_show_it(
+    caller: Caller[OpenRequest],
+) -> None:
+    request = question(caller, "1", 10.0)
+    assert caller.answered("2") is None
+    assert caller.answered("1") is request
+    assert caller.answered("1") is None
+    assert len(caller) == 0
+
+
 def test_a_reply_to_no_request_is_ignored(caller: Caller[OpenRequest]) -> None:
     question(caller, "1", 10.0)
     for reply in (Done(id="2"), Alive(id="2", state="running"), Item(id="2", index=0)):

@@ -1,5 +1,9 @@
 """Several short messages in one frame: what goes in comes out, and nothing else does."""
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import example, given, settings
@@ -7,14 +11,28 @@ from hypothesis import strategies as st
 
 from labmesh.errors import ProtocolError, TooLarge
 from labmesh.protocol.codec import Codec
-from labmesh.protocol.messages import Call, Done, Message
+from labmesh.protocol.messages import (
+    PROTOCOL_VERSION,
+    RELAY_REQUESTS,
+    REPLIES,
+    Call,
+    Cancel,
+    Done,
+    Failure,
+    Message,
+    Result,
+)
 from labmesh.protocol.packs import (
     MAX_MEMBER_BYTES,
     MAX_PACK,
     MAX_PACK_BYTES,
+    PlainCall,
+    encode_result,
     fits,
     is_pack,
     pack,
+    read_calls,
+    read_results,
     unpack,
 )
 
@@ -159,3 +177,160 @@ def test_nesting_without_an_end_is_refused(frame):
 def test_a_message_that_lies_about_its_length_is_refused(lie):
     with pytest.raises(ProtocolError, match="cannot be decoded"):
         unpack(b"\x92\x80" + lie)
+
+
+# ── packs of plain messages are read in one go ──────────────────────────────────────────────────
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text()
+VALUES = SCALARS | st.binary(max_size=9) | st.lists(SCALARS, max_size=2) | st.complex_numbers()
+NUMBERS = st.none() | st.floats()
+
+plain_calls = st.builds(
+    Call,
+    id=st.text(min_size=1, max_size=5),
+    target=st.text(max_size=5),
+    deadline=st.none() | st.floats(-1e9, 1e9),
+    arrive_by=st.none() | st.floats(-1e9, 1e9),
+    session=st.text(max_size=5),
+    fence=st.integers(0, 2**53),
+    credit=st.integers(0, 1024),
+    access=st.sampled_from(["call", "get", "set"]),
+    method=st.text(max_size=9),
+    args=st.lists(SCALARS, max_size=3),
+    kwargs=st.dictionaries(st.text(max_size=5), SCALARS, max_size=3),
+)
+any_calls = st.builds(
+    Call,
+    id=st.just("1"),
+    deadline=NUMBERS,
+    arrive_by=NUMBERS,
+    method=st.just("move"),
+    args=st.lists(VALUES, max_size=2),
+)
+
+
+def fields(message: Message) -> str:
+    """What is in it, also where that is NaN."""
+    return repr([getattr(message, name) for name in type(message).__struct_fields__])
+
+
+def headers_of(messages: Sequence[Message]) -> list[bytes]:
+    return [msgspec.msgpack.encode(each) for each in messages]
+
+
+@given(sent=st.lists(plain_calls, min_size=2, max_size=4))
+@settings(deadline=None, max_examples=100)
+def test_plain_calls_are_read_as_they_were_sent(sent: list[Call]) -> None:
+    found = read_calls(pack(headers_of(sent)))
+    assert found is not None
+    assert list(map(fields, found)) == list(map(fields, sent))
+
+
+@given(sent=st.lists(any_calls, min_size=2, max_size=3))
+@settings(deadline=None, max_examples=200)
+def test_what_is_read_in_one_go_the_codec_would_have_read_alike(sent: list[Call]) -> None:
+    codec = Codec(RELAY_REQUESTS)
+    members = [
+        bytes(codec.encode(each)[0])
+        if _is_finite(each)
+        else msgspec.msgpack.encode(msgspec.structs.replace(each, args=[]))
+        for each in sent
+    ]
+    found = read_calls(pack(members))
+    assert found is None or all(map(_is_finite, sent))
+    for index, each in enumerate(found or ()):
+        assert fields(each) == fields(codec.decode([members[index]]).message)
+
+
+def _is_finite(call: Call) -> bool:
+    return all(each is None or math.isfinite(each) for each in (call.deadline, call.arrive_by))
+
+
+@given(values=st.lists(VALUES, min_size=2, max_size=4))
+@settings(deadline=None, max_examples=100)
+def test_plain_results_are_read_as_the_codec_reads_them(values: list[Any]) -> None:
+    codec = Codec(REPLIES)
+    members = [bytes(codec.encode(Result(id="7", value=each))[0]) for each in values]
+    found = read_results(pack(members))
+    is_plain = all(type(each) in (type(None), bool, int, float, str) for each in values)
+    assert (found is not None) is is_plain
+    for index, each in enumerate(found or ()):
+        assert fields(each) == fields(codec.decode([members[index]]).message)
+
+
+CALL = Call(id="1", method="move", args=[1])
+RESULT = Result(id="1", value=1)
+
+
+def odd(**changed: Any) -> bytes:
+    return msgspec.msgpack.encode({"type": "call", "id": "1", "method": "move", **changed})
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pack(headers_of([CALL, Cancel(id="2", call="1")])),
+        pack(headers_of([CALL, RESULT])),
+        pack([odd(), odd(type="")]),
+        pack([odd(), msgspec.msgpack.encode({"id": "1", "method": "move"})]),
+        pack([odd(), odd(version=2)]),
+        pack([odd(), odd(deadline=math.nan)]),
+        pack([odd(), odd(deadline=math.inf), odd(deadline=-math.inf)]),
+        pack([odd(), odd(arrive_by=math.inf)]),
+        pack([odd(), odd(id="")]),
+        pack([odd(), odd(fence=-1)]),
+        pack([odd(), odd(args=[[1]])]),
+        pack([odd(), odd(args=[1] * 257)]),
+        pack([odd(), odd(args=["x" * 1024])]),
+        pack([odd(), odd(kwargs={1: 1})]),
+        pack([odd(), odd(kwargs={str(each): each for each in range(257)})]),
+        pack([odd()] * (MAX_PACK + 1)),
+        pack([odd(other="x" * (MAX_PACK_BYTES // 2))] * 2),
+        pack([odd(), odd()]) + b"\0",
+        pack([odd(), odd()])[:-1],
+        b"\x90",
+        b"\xdc\0\0",
+        b"\xdc",
+    ],
+)
+def test_what_is_no_pack_of_plain_calls_is_looked_at_one_by_one(frame: bytes) -> None:
+    assert read_calls(pack([odd(), odd()])) is not None
+    assert read_calls(frame) is None
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pack(headers_of([RESULT, Failure(id="2", code=500, name="driver", text="no")])),
+        pack(headers_of([RESULT, CALL])),
+        pack(headers_of([RESULT, Result(id="2", value=[1])])),
+        pack(headers_of([RESULT, Result(id="2", value="x" * 1024)])),
+        pack([msgspec.msgpack.encode({"id": "1", "value": 1})] * 2),
+        pack(headers_of([RESULT] * (MAX_PACK + 1))),
+        pack([msgspec.msgpack.encode({"type": "result", "id": "1", "x": "x" * 40_000})] * 2),
+        b"\x90",
+        b"\xdc\0",
+    ],
+)
+def test_what_is_no_pack_of_plain_results_is_looked_at_one_by_one(frame: bytes) -> None:
+    assert read_results(pack(headers_of([RESULT, RESULT]))) is not None
+    assert read_results(frame) is None
+
+
+def test_a_plain_call_is_of_this_version() -> None:
+    assert PlainCall(id="1", method="move").version == PROTOCOL_VERSION
+
+
+@given(value=VALUES)
+@settings(deadline=None, max_examples=100)
+def test_a_plain_result_has_the_header_that_the_codec_makes(value: Any) -> None:
+    header = encode_result("7", value)
+    is_plain = type(value) in (type(None), bool, int, float, str)
+    assert (header is not None) is is_plain
+    if header is not None:
+        assert [header] == Codec(()).encode(Result(id="7", value=value))
+
+
+@pytest.mark.parametrize("value", [2**64, "\ud800", "x" * 1024])
+def test_a_result_that_may_be_wrong_or_long_is_left_to_the_codec(value: Any) -> None:
+    assert encode_result("7", value) is None

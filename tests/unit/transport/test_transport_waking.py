@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from tests.support.leaks import nothing_is_left
 
+from labmesh.transport.spinning import Spin
 from labmesh.transport.waking import Bell
 
 LIMIT_S = 10.0
@@ -98,6 +99,23 @@ def test_a_ring_is_heard_while_the_descriptor_is_readable_too(
     assert waited(bell, LIMIT_S) < AT_ONCE_S
     near.recv(1)
     assert waited(bell, 0.02) >= 0.015, "both were told of in one"
+
+
+def test_a_look_hears_the_descriptor_and_the_bell_as_a_wait_does(
+    bell: Bell, line: tuple[socket.socket, socket.socket]
+) -> None:
+    near, far = line
+    spin = Spin(allowed=True)
+    long_ago = 0.0
+    has_poll = hasattr(select, "poll")
+    assert not bell.look(spin, long_ago)
+    far.send(b"x")
+    assert bell.look(spin, long_ago) is has_poll
+    bell.ring()
+    assert bell.look(spin, long_ago) is has_poll
+    near.recv(1)
+    assert bell.look(spin, long_ago) is False, "the ring was heard"
+    assert waited(bell, 0.0) < AT_ONCE_S
 
 
 def test_rings_that_nobody_hears_never_block(bell: Bell) -> None:
