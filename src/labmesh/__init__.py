@@ -4,6 +4,7 @@ from labmesh.broker import DirectoryBroker
 from labmesh.client import BankClient, DirectorClientAgent, RelayClient
 from labmesh.databank import DataBank
 from labmesh.instruments.cooperation import cancel_requested
+from labmesh.instruments.handover import upload, uploader
 from labmesh.instruments.marks import expose, hidden
 from labmesh.mesh import Mesh, connect
 from labmesh.relay import RelayAgent
@@ -24,4 +25,6 @@ __all__ = [
     "demo",
     "expose",
     "hidden",
+    "upload",
+    "uploader",
 ]

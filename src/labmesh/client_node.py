@@ -34,6 +34,7 @@ from labmesh.protocol.messages import (
     Status,
 )
 from labmesh.protocol.roster import Roster
+from labmesh.provenance import sender_facts
 from labmesh.transfer import Progress, UploadSettings, download, upload
 from labmesh.transport.blocking import CallSockets
 from labmesh.transport.inflow import ItemStream
@@ -333,6 +334,8 @@ class ClientNode(Node):
         if record is None:
             raise NotSent(f"{bank_id} is not on the mesh (any more); nothing was uploaded")
         endpoint = record.endpoints["ingest"]
+        if details.get("provenance") is None:
+            details["provenance"] = sender_facts()
         work = upload(self._sockets, endpoint, content, settings=settings, **details)
         return await self._lend(work, "upload")
 

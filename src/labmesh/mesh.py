@@ -18,7 +18,7 @@ from __future__ import annotations
 import html
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from os import PathLike
@@ -278,14 +278,26 @@ class Mesh:
     def put(
         self,
         value: Any,
-        name: str = "",
+        name: str | None = None,
         *,
         meta: Mapping[str, Any] | None = None,
+        kind: str | None = None,
+        tags: str | Iterable[str] = (),
+        parents: Any = (),
         dataset_id: str | None = None,
         progress: Progress | None = None,
     ) -> Record:
         """Store a dataset in the first bank: see :meth:`Bank.put`."""
-        return self.bank().put(value, name, meta=meta, dataset_id=dataset_id, progress=progress)
+        return self.bank().put(
+            value,
+            name,
+            meta=meta,
+            kind=kind,
+            tags=tags,
+            parents=parents,
+            dataset_id=dataset_id,
+            progress=progress,
+        )
 
     # ── news ────────────────────────────────────────────────────────────────────────────────────
 

@@ -544,8 +544,12 @@ def test_datasets_are_listed_the_newest_first(mesh: Mesh) -> None:
         bank.put(b"other", dataset_id="set-1")
     with pytest.raises(ValueError, match="limit"):
         bank.list(limit=0)
-    with pytest.raises(TypeError):
-        list(bank)  # type: ignore[call-overload]
+    assert [each.dataset_id for each in bank] == [f"set-{number}" for number in (4, 3, 2, 1, 0)]
+    assert "set-3" in bank
+    assert bank["set-3"] in bank
+    assert "set-9" not in bank
+    assert 3 not in bank
+    assert "set-4" in bank._ipython_key_completions_()
 
 
 def test_a_dataset_is_announced(mesh: Mesh) -> None:

@@ -14,7 +14,7 @@ from labmesh.protocol.messages import Status
 from labmesh.reading import STALE_INTERVALS
 from labmesh.remote import LinkHealth
 
-__all__ = ["InstrumentStatus", "LeaseStatus"]
+__all__ = ["InstrumentStatus", "LeaseStatus", "SpoolStatus"]
 
 
 class LeaseStatus(NamedTuple):
@@ -33,6 +33,34 @@ class LeaseStatus(NamedTuple):
             f"{plain(self.holder, 64) or 'somebody'} alone may write, since "
             f"{duration(self.age_s)}{why} (ends in {duration(self.left_s)} unless renewed)"
         )
+
+
+class SpoolStatus(NamedTuple):
+    """What waits at the relay until a bank has it."""
+
+    datasets: int
+    #: bytes of these
+    size: int
+    #: seconds that the oldest has waited; None: none waits
+    oldest_age_s: float | None
+    #: why they are not sent; empty: they are
+    error: str
+    #: how many were put aside in the spool's folder, and are not sent
+    refused: int
+    incomplete: int
+    damaged: int
+
+    def __str__(self) -> str:
+        words = ["empty"]
+        if self.datasets:
+            age_s = duration(self.oldest_age_s or 0)
+            words = [f"{self.datasets} datasets ({self.size} bytes) wait, the oldest for {age_s}"]
+        for place in ("refused", "incomplete", "damaged"):
+            if count := getattr(self, place):
+                words.append(f"{count} {place.upper()}")
+        if self.error:
+            words.append(f"NOT SENT: {plain(self.error, 300)}")
+        return ", ".join(words)
 
 
 @dataclass(frozen=True)
@@ -67,6 +95,8 @@ class InstrumentStatus:
     state_interval_s: float | None = None
     #: why the last ``poll()`` failed; empty: it did not
     state_error: str = ""
+    #: None: uploads are not kept at the relay
+    spool: SpoolStatus | None = None
     #: everything that the relay said
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -102,6 +132,7 @@ class InstrumentStatus:
             state_age_s=_number(facts, "state_age_s"),
             state_interval_s=_number(facts, "state_interval_s"),
             state_error=str(facts.get("state_error", "")),
+            spool=_spool(facts.get("spool")),
             facts=facts,
         )
 
@@ -123,6 +154,7 @@ class InstrumentStatus:
                 f"driver      {self._driver()}",
                 *([f"lease       {self.lease}"] if self.lease is not None else []),
                 f"instrument  {self._instrument()}",
+                *([f"spool       {self.spool}"] if self.spool is not None else []),
             ]
         return lines
 
@@ -160,6 +192,20 @@ class InstrumentStatus:
         elif self.stale and self.busy_with is not None:
             words.append("the driver is busy")
         return ", ".join(words)
+
+
+def _spool(told: object) -> SpoolStatus | None:
+    if not isinstance(told, Mapping):
+        return None
+    return SpoolStatus(
+        datasets=int(_number(told, "datasets") or 0),
+        size=int(_number(told, "bytes") or 0),
+        oldest_age_s=_number(told, "oldest_age_s"),
+        error=str(told.get("error") or ""),
+        refused=int(_number(told, "refused") or 0),
+        incomplete=int(_number(told, "incomplete") or 0),
+        damaged=int(_number(told, "damaged") or 0),
+    )
 
 
 def _lease(told: object) -> LeaseStatus | None:

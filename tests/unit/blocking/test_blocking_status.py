@@ -110,3 +110,12 @@ def test_an_instrument_that_never_gave_a_state_is_stale_by_the_age_of_its_relay(
     status = told(state_age_s=None, state_error="OSError: no answer from COM3")
     assert status.stale
     assert "poll() FAILED: OSError: no answer from COM3" in repr(status)
+
+
+def test_what_waits_in_the_spool_is_said() -> None:
+    spool = {"datasets": 3, "bytes": 1200, "oldest_age_s": 7200.0, "error": "no bank", "refused": 1}
+    shown = repr(told(spool=spool))
+    assert "spool       3 datasets (1200 bytes) wait, the oldest for 2 h" in shown
+    assert "1 REFUSED, NOT SENT: no bank" in shown
+    assert "spool       empty" in repr(told(spool={"datasets": 0, "refused": 0}))
+    assert "spool" not in repr(told(spool=None))
