@@ -72,7 +72,9 @@ class EventFeed:
         self._presence_listeners: dict[Subscription, None] = {}
         self._event_listeners: dict[Subscription, None] = {}
         self._gap_listeners: dict[Subscription, None] = {}
-        self._healer = Healer(broker, spawn, self._take_event, self._tell_gap)
+        self._healer = Healer(
+            broker, spawn, functools.partial(self._guard, self._take_event), self._tell_gap
+        )
         self._presence_watch: Callable[[PresenceChange], None] | None = None
         self._presence = asyncio.Event()
         self._stale = asyncio.Event()
@@ -279,14 +281,15 @@ class EventFeed:
 
     def _deliver(self, batch: list[Received | Lost]) -> None:
         for item in batch:
-            try:
-                if isinstance(item, Lost):
-                    self._take_loss(item)
-                else:
-                    self._take(item)
-            except (ProtocolError, msgspec.ValidationError) as exc:
-                self.dropped += 1
-                log.warning("dropped an event under %s: %s", item.topic[:200], exc)
+            self._guard(self._take_loss if isinstance(item, Lost) else self._take, item)
+
+    def _guard(self, take: Callable[[Any], None], item: Received | Lost) -> None:
+        """Have an item taken; what makes no sense is counted, and harms no other."""
+        try:
+            take(item)
+        except (ProtocolError, msgspec.ValidationError) as exc:
+            self.dropped += 1
+            log.warning("dropped an event under %s: %s", item.topic[:200], exc)
 
     def _take(self, received: Received) -> None:
         family, node_id = split(received.topic)

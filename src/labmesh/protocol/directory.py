@@ -250,7 +250,7 @@ class Directory:
             own.record = replace(record, state=own.record.state)
             self._set_alarm(own)
             return [*effects, Registered(newcomer.token, own.record)]
-        if own is None and len(self._entries) >= self._max_nodes:
+        if not self._has_room(record):
             return [*effects, Refused(newcomer.token, self._full("nodes are registered"))]
         return effects + self._enter(newcomer, now)
 
@@ -293,7 +293,11 @@ class Directory:
                 winner = self._winner_over(rival)
                 if winner is not None:
                     effects.append(self._refuse(rival, _conflict(rival.record, winner.record)))
-                elif not any(rival.challenged.values()):
+                elif any(rival.challenged.values()):
+                    continue
+                elif not self._has_room(rival.record):
+                    effects.append(self._refuse(rival, self._full("nodes are registered")))
+                else:
                     # Rivals of the same owner are judged again: they may have lost just now.
                     released.extend([each, *self._owners_of(rival.record)])
                     effects += self._enter(rival, now)
@@ -358,6 +362,10 @@ class Directory:
         if entry.probe_id is not None:
             del self._probes[entry.probe_id]
             entry.probe_id = None
+
+    def _has_room(self, record: NodeRecord) -> bool:
+        """Also for one that takes the place of another, or of its own earlier registration."""
+        return bool(self._owners_of(record)) or len(self._entries) < self._max_nodes
 
     def _full(self, what: str) -> Busy:
         return Busy(

@@ -240,6 +240,18 @@ def test_a_full_directory_still_replaces_the_dead() -> None:
     assert Registered("newcomer", relay(epoch="e2")) in directory.expire(1.0)
 
 
+def test_who_waited_for_an_address_finds_no_room_in_a_full_directory_either() -> None:
+    """Its owner moves away and stays: nobody is replaced, so there would be one too many."""
+    directory = Directory(max_nodes=2)
+    directory.hello(relay("a", port=1), None, 0.0)
+    directory.hello(relay("b", port=2), None, 0.0)
+    directory.hello(relay("c", port=1), "c", 0.0)
+    effects = directory.hello(relay("a", port=9), "a", 0.5)
+    assert Registered("a", relay("a", port=9)) in effects
+    assert isinstance(refusal(effects, "c"), Busy)
+    assert [each.node_id for each in directory.nodes()] == ["a", "b"]
+
+
 def test_the_number_of_newcomers_that_wait_is_limited() -> None:
     directory = Directory(max_nodes=2)
     directory.hello(relay(epoch="e1"), None, 0.0)
