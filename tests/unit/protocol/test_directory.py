@@ -240,16 +240,16 @@ def test_a_full_directory_still_replaces_the_dead() -> None:
     assert Registered("newcomer", relay(epoch="e2")) in directory.expire(1.0)
 
 
-def test_who_waited_for_an_address_finds_no_room_in_a_full_directory_either() -> None:
-    """Its owner moves away and stays: nobody is replaced, so there would be one too many."""
-    directory = Directory(max_nodes=2)
+def test_the_place_of_one_dead_is_not_given_to_two() -> None:
+    """One newcomer claims its address, another its id; both waited for the same answer."""
+    directory = Directory(max_nodes=1)
     directory.hello(relay("a", port=1), None, 0.0)
-    directory.hello(relay("b", port=2), None, 0.0)
     directory.hello(relay("c", port=1), "c", 0.0)
-    effects = directory.hello(relay("a", port=9), "a", 0.5)
-    assert Registered("a", relay("a", port=9)) in effects
-    assert isinstance(refusal(effects, "c"), Busy)
-    assert [each.node_id for each in directory.nodes()] == ["a", "b"]
+    directory.hello(relay("a", epoch="e2", port=2), "a", 0.0)
+    effects = directory.expire(1.0)
+    assert Registered("c", relay("c", port=1)) in effects
+    assert isinstance(refusal(effects, "a"), Busy)
+    assert [each.node_id for each in directory.nodes()] == ["c"]
 
 
 def test_the_number_of_newcomers_that_wait_is_limited() -> None:
