@@ -242,14 +242,15 @@ def test_a_full_directory_still_replaces_the_dead() -> None:
 
 def test_the_place_of_one_dead_is_not_given_to_two() -> None:
     """One newcomer claims its address, another its id; both waited for the same answer."""
-    directory = Directory(max_nodes=1)
+    directory = Directory(max_nodes=2)
+    directory.hello(relay("b", port=9), None, 0.0)
     directory.hello(relay("a", port=1), None, 0.0)
     directory.hello(relay("c", port=1), "c", 0.0)
     directory.hello(relay("a", epoch="e2", port=2), "a", 0.0)
     effects = directory.expire(1.0)
     assert Registered("c", relay("c", port=1)) in effects
     assert isinstance(refusal(effects, "a"), Busy)
-    assert [each.node_id for each in directory.nodes()] == ["c"]
+    assert [each.node_id for each in directory.nodes()] == ["b", "c"]
 
 
 def test_the_number_of_newcomers_that_wait_is_limited() -> None:
