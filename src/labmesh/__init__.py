@@ -4,7 +4,7 @@ from labmesh.broker import DirectoryBroker
 from labmesh.client import BankClient, DirectorClientAgent, RelayClient
 from labmesh.databank import DataBank
 from labmesh.instruments.cooperation import cancel_requested
-from labmesh.instruments.handover import upload, uploader
+from labmesh.instruments.handover import publish, publisher, upload, uploader
 from labmesh.instruments.marks import expose, hidden
 from labmesh.mesh import Mesh, connect
 from labmesh.relay import RelayAgent
@@ -25,6 +25,8 @@ __all__ = [
     "demo",
     "expose",
     "hidden",
+    "publish",
+    "publisher",
     "upload",
     "uploader",
 ]

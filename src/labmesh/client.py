@@ -8,16 +8,22 @@ from typing import Any, TypeVar, overload
 
 from labmesh.bank_client import BankClient
 from labmesh.client_node import ClientNode
+from labmesh.errors import NotFound
+from labmesh.feed import Ids
 from labmesh.healing import Gap
 from labmesh.links import REQUEST_S
 from labmesh.listening import Subscription
+from labmesh.log_lines import remembered
+from labmesh.log_stream import LogLine
 from labmesh.node import seconds
 from labmesh.protocol.addresses import parse_connect
+from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.messages import GetStatus, NodeRecord, Status
 from labmesh.protocol.roster import about, nobody
 from labmesh.reading import Reading
 from labmesh.remote import LinkHealth, RelayClient
 from labmesh.transport.keys import Security
+from labmesh.watching import Readings
 
 __all__ = ["BankClient", "DirectorClientAgent", "RelayClient"]
 
@@ -155,23 +161,53 @@ class DirectorClientAgent(ClientNode):
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────
 
-    def on_state(self, callback: Callable[[str, Any], object]) -> Subscription:
+    def on_state(
+        self, callback: Callable[[str, Any], object], relay_id: Ids = None
+    ) -> Subscription:
         """Call ``callback(relay_id, state)`` for each state, at first with the last known ones.
 
-        Plain and async functions; each has a queue of its own. Cancel what is returned to end it.
+        Plain and async functions; each has a queue of its own. Cancel what is returned to end it:
+        states that nobody listens to any more are not sent to this client any more.
+
+        :param relay_id: an id (``psu-1``, never ``psu-10``), a pattern (``psu-*``), or several of
+            them; None: all relays.
         """
-        return self._events.on_state(callback)
+        return self._events.on_state(callback, relay_id)
 
-    def on_reading(self, callback: Callable[[Reading], object]) -> Subscription:
+    def on_reading(
+        self, callback: Callable[[Reading], object], relay_id: Ids = None
+    ) -> Subscription:
         """Like :meth:`on_state`, with the time, sequence and gaps: ``callback(reading)``."""
-        return self._events.on_reading(callback)
+        return self._events.on_reading(callback, relay_id)
 
-    async def follow_states(self) -> None:
-        """Begin to receive states, and wait until the last one of each relay is here."""
-        await self.at_home(self._follow_states())
+    def watch(
+        self, relay_id: Ids = None, *, timeout: float | None = None, queue: int = 1000
+    ) -> Readings:
+        """States as an asynchronous iterator, the last known ones first; see :class:`Readings`. ::
 
-    async def _follow_states(self) -> None:
-        await self._events.follow_states()
+            async for reading in client.watch("Inst-*"):
+                ...
+
+        :param relay_id: as of :meth:`on_state`.
+        :param timeout: seconds to wait for each; without it, as long as it takes.
+        :param queue: readings that wait while you are busy; when there are more, the newest of each
+            relay.
+        :raises TimeoutError: (while iterating) no state came in time.
+        """
+        limit_s = None if timeout is None else seconds(timeout, "timeout")
+        if queue < 1:
+            raise ValueError(f"queue is a number of readings, 1 or more, not {queue!r}")
+        return self._events.watch(relay_id, queue, limit_s)
+
+    async def follow_states(self, relay_id: str | None = None) -> None:
+        """Begin to receive states, and wait until the last one of each relay is here.
+
+        :param relay_id: an id or a pattern; None: all relays.
+        """
+        await self.at_home(self._follow_states(relay_id))
+
+    async def _follow_states(self, relay_id: str | None) -> None:
+        await self._events.follow_states(relay_id)
 
     def last_reading(self, relay_id: str) -> Reading | None:
         """The last state of a relay, when states are followed; asks nobody. In any thread."""
@@ -193,12 +229,58 @@ class DirectorClientAgent(ClientNode):
         """
         return self._events.on_presence(callback)
 
-    def on_event(self, callback: Callable[[str, str, Any], object]) -> Subscription:
+    def on_event(
+        self, callback: Callable[[str, str, Any], object], relay_id: Ids = None
+    ) -> Subscription:
         """Call ``callback(relay_id, kind, value)`` for a relay's other events.
 
         ``state_error``: its driver's ``poll()`` failed. ``alive``: a driver without ``poll()``.
+        ``alarm``, ``message``, ``progress`` and others: what drivers publish themselves.
+        Relays as of :meth:`on_state`.
         """
-        return self._events.on_event(callback)
+        return self._events.on_event(callback, relay_id)
+
+    def on_log(
+        self,
+        callback: Callable[[LogLine], object],
+        node_id: Ids = None,
+        *,
+        level: str | int = "INFO",
+    ) -> Subscription:
+        """Call ``callback(line)`` for what relays and banks log.
+
+        :param node_id: relays and banks, as of :meth:`on_state`.
+        :param level: lines below it are left out. A node publishes none below its own
+            ``log_level``.
+        """
+        return self._events.on_log(callback, node_id, level)
+
+    async def subscribed(self) -> None:
+        """Wait until everything that was asked for so far is subscribed to: what is published from
+        then on is heard, or told as a gap.
+
+        :raises ConnectionError: the broker does not answer.
+        """
+        await self.at_home(self._subscribed())
+
+    async def _subscribed(self) -> None:
+        await self._events.settled()
+
+    async def recent_log(self, node_id: str) -> list[LogLine]:
+        """The lines of a node's log that the broker remembers, the oldest first.
+
+        :raises NotFound: no such relay or bank.
+        :raises ConnectionError: the broker does not answer.
+        """
+        return await self.at_home(self._recent_log(node_id))
+
+    async def _recent_log(self, node_id: str) -> list[LogLine]:
+        nodes = await self._list_nodes()
+        for each in nodes:
+            if each.node_id == node_id:
+                return await remembered(self._broker, each)
+        near = did_you_mean(node_id, [each.node_id for each in nodes])
+        raise NotFound(f"no relay or bank is called {node_id!r}{near and f' ({near})'}")
 
     def on_gap(self, callback: Callable[[Gap], object]) -> Subscription:
         """Call ``callback(gap)`` for each loss of events: exactly how many, of which node.

@@ -76,11 +76,17 @@ _Mode = Meta(
     description='"auto", "password" or "open"',
     extra={"refused": {"keys": 'mode "keys" is not available yet in this version'}},
 )
+_Publish = Meta(description='"poll" (each state) or "change" (each that differs)')
+_LogLevel = Meta(description='"debug", "info", "warning", "error" or "off"')
 _Switch = Meta(description="true or false")
 _Arguments = Meta(description="a list of arguments such as [1, 2]")
 _Methods = Meta(description='a list of names of methods such as ["measure", "get_*"]')
 _Pattern = Annotated[str, Meta(min_length=1)]
 _Keywords = Meta(description='a table of arguments such as { port = "COM3" }')
+
+
+#: What of its log a node publishes.
+LogLevel = Literal["debug", "info", "warning", "error", "off"]
 
 
 class BrokerTable(Struct, frozen=True, kw_only=True):
@@ -102,6 +108,11 @@ class RelayTable(Struct, frozen=True, kw_only=True):
     broker_rpc: Annotated[str, _Connect] = "tcp://BROKER:5750"
     broker_xsub: Annotated[str, _Connect] = "tcp://BROKER:5751"
     heartbeat_seconds: Annotated[float, _Heartbeat] = 5.0
+    #: which states are published; with "change", one every ``keep_alive`` seconds in any case
+    publish: Annotated[Literal["poll", "change"], _Publish] = "poll"
+    keep_alive: Annotated[float, _Seconds] = 10.0
+    #: what is logged from this level on is published
+    log_level: Annotated[LogLevel, _LogLevel] = "info"
     upload_timeout: Annotated[float, _Seconds] = 10.0
     upload_retries: Annotated[int, _Retries] = 5
     upload_chunk: Annotated[int, _Chunk] = 1_000_000
@@ -144,6 +155,8 @@ class BankTable(Struct, frozen=True, kw_only=True):
     broker_xsub: Annotated[str, _Connect] = "tcp://BROKER:5751"
     heartbeat_seconds: Annotated[float, _Heartbeat] = 5.0
     default_address: Annotated[str, _Host] = "127.0.0.1"
+    #: what is logged from this level on is published
+    log_level: Annotated[LogLevel, _LogLevel] = "info"
     #: for all datasets together; None: as much as the disk has
     quota: Annotated[str, _Size] | None = None
     #: a deleted dataset can be restored for so long
@@ -183,6 +196,8 @@ class RelayEntry(Struct, frozen=True, kw_only=True):
     kwargs: Annotated[dict[str, Any], _Keywords] = {}
     #: seconds between states; None: ``[relay] state_interval``
     poll: Annotated[float, _Seconds] | None = None
+    #: which of them are published; None: ``[relay] publish``
+    publish: Annotated[Literal["poll", "change"], _Publish] | None = None
     bind: Annotated[str, _Bind] = "tcp://*:*"
     #: methods that change nothing, by name or pattern
     read_only: Annotated[list[_Pattern], _Methods] = []

@@ -72,6 +72,8 @@ class DataBank(Member):
     :param retention: which datasets go into the trash by themselves; the first rule that matches a
         dataset counts.
     :param upload_idle_hours: hours for which an upload that broke off can be continued.
+    :param log_level: what this program logs from this level on is published, as far as its loggers
+        let it through; None: nothing.
     :param security: by default what the environment says (``LMH_NETWORK_PASSWORD``).
     """
 
@@ -97,6 +99,7 @@ class DataBank(Member):
         scrub_days: float = 30.0,
         upload_idle_hours: float = 24.0,
         retention: Sequence[Rule] = (),
+        log_level: str | int | None = "INFO",
         security: Security | None = None,
     ) -> None:
         super().__init__(
@@ -106,6 +109,7 @@ class DataBank(Member):
             broker_address=broker_address,
             local_address=local_address,
             heartbeat_s=heartbeat_sec,
+            log_level=log_level,
             security=security,
         )
         if (store is None) != (catalog is None):

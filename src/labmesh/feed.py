@@ -4,50 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import msgspec
 
-from labmesh.errors import AuthenticationError, LabmeshError, LinkLost, ProtocolError
+from labmesh.errors import ProtocolError
 from labmesh.healing import Gap, Healer
+from labmesh.in_step import InStep
+from labmesh.listeners import Listeners, Sink, hears, patterns_of
 from labmesh.listening import Subscription
+from labmesh.log_lines import line_of
+from labmesh.log_stream import LogLine, log_level
 from labmesh.protocol.codec import decode_value
-from labmesh.protocol.messages import (
-    DatasetRecord,
-    Done,
-    LastEvents,
-    ListLast,
-    Mark,
-    PresenceChange,
-)
+from labmesh.protocol.interests import Changes, Interests
+from labmesh.protocol.messages import DatasetRecord, NodeRecord, PresenceChange
 from labmesh.protocol.records import checked
-from labmesh.protocol.topics import split
+from labmesh.protocol.topics import split, subscription
 from labmesh.reading import Gaps, Reading
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.subscriber import Lost, Received, Subscriber
+from labmesh.watching import ReadingQueue, Readings
 
-__all__ = ["EventFeed"]
+__all__ = ["EventFeed", "Ids"]
 
 log = logging.getLogger(__name__)
 
-#: A mark that overtook the subscription is lost; the next one follows after this, then later.
-_MARK_S, _MARK_MAX_S = 0.01, 0.25
-_REQUEST_S = 2.0
-_BEGIN_S = 10.0
-_RETRY_S = 0.25
 _REMEMBERED_DATASETS = 10_000
+#: Families whose lost events are fetched again, in order.
+_HEALED = ("event", "log")
+#: Families of which only what somebody asked for is subscribed to.
+_SELECTED = ("state", "event", "log")
+
+Ids = str | Iterable[str] | None
 
 
 class EventFeed:
     """The events of one client, on the running loop.
 
     :param spawn: makes a task that the client owns.
-    :param refresh: fetches what announcements keep current; awaited whenever some may have been
-        missed.
+    :param refresh: fetches the directory, which announcements keep current; awaited whenever some
+        may have been missed.
     """
 
     def __init__(
@@ -57,33 +56,28 @@ class EventFeed:
         broker: Link,
         client_id: str,
         spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
-        refresh: Callable[[], Awaitable[object]],
+        refresh: Callable[[], Awaitable[list[NodeRecord]]],
     ) -> None:
-        self._broker = broker
-        self._client_id = client_id
         self._spawn = spawn
         self._refresh = refresh
-        self._tokens = itertools.count(1)
         self._states: dict[str, Received] = {}
         self._datasets: dict[tuple[str, str], None] = {}
-        self._readers: dict[Subscription, None] = {}
-        self._state_listeners: dict[Subscription, None] = {}
-        self._dataset_listeners: dict[Subscription, None] = {}
-        self._presence_listeners: dict[Subscription, None] = {}
-        self._event_listeners: dict[Subscription, None] = {}
-        self._gap_listeners: dict[Subscription, None] = {}
+        self._readers = Listeners()
+        self._state_listeners = Listeners()
+        self._dataset_listeners = Listeners()
+        self._presence_listeners = Listeners()
+        self._event_listeners = Listeners()
+        self._log_listeners = Listeners()
+        self._gap_listeners = Listeners()
+        self._interests = Interests()
+        self._followed: set[str | None] = set()
+        self._banks: set[str] = set()
         self._healer = Healer(
-            broker, spawn, functools.partial(self._guard, self._take_event), self._tell_gap
+            broker, spawn, functools.partial(self._guard, self._take_healed), self._tell_gap
         )
         self._presence_watch: Callable[[PresenceChange], None] | None = None
         self._presence = asyncio.Event()
-        self._stale = asyncio.Event()
-        self._synced = asyncio.Event()
-        self._trouble: LabmeshError | None = None
-        self._marked = asyncio.Event()
-        self._token = ""
-        self._wants_states = False
-        self._has_states = asyncio.Event()
+        self._in_step = InStep(broker, client_id, self._refreshed)
         #: events that could not be understood
         self.dropped = 0
         self._subscriber = Subscriber(
@@ -99,36 +93,23 @@ class EventFeed:
         self._subscriber.subscribe("presence.")
         # From the beginning: whoever adds a callback misses nothing of what is stored from then on.
         self._subscriber.subscribe("dataset.")
-        self._subscriber.subscribe("tail.")
-        self._stale.set()
-        self._spawn(self._keep_synced(), "events")
-        try:
-            async with asyncio.timeout(min(timeout, _BEGIN_S)):
-                await self._synced.wait()
-        except TimeoutError:
-            trouble = self._subscriber.trouble or self._trouble
-            if isinstance(trouble, AuthenticationError):
-                raise type(trouble)(trouble.text) from None
-            raise LinkLost(
-                f"the broker answers, but no events come: {trouble or 'is its event port open?'}"
-            ) from None
+        self._in_step.stale()
+        self._spawn(self._in_step.run(self._subscriber), "events")
+        await self._in_step.first(timeout, self._subscriber)
 
     async def close(self) -> None:
-        """End the thread and every callback."""
+        """End the thread, every callback and every iterator."""
         self._subscriber.close()
-        groups = (
+        for listeners in (
             self._readers,
             self._state_listeners,
             self._dataset_listeners,
             self._presence_listeners,
             self._event_listeners,
+            self._log_listeners,
             self._gap_listeners,
-        )
-        for group in groups:
-            for each in group:
-                each.cancel()
-            await asyncio.gather(*(each.closed() for each in group))
-            group.clear()
+        ):
+            await listeners.close()
 
     def watch_presence(self, callback: Callable[[PresenceChange], None]) -> None:
         """Have the client's own directory follow."""
@@ -145,7 +126,7 @@ class EventFeed:
 
     # ── callbacks ───────────────────────────────────────────────────────────────────────────────
 
-    def on_reading(self, callback: Callable[[Reading], object]) -> Subscription:
+    def on_reading(self, callback: Callable[[Reading], object], ids: Ids = None) -> Subscription:
         """Call ``callback(reading)`` for each state."""
         gaps = Gaps()
 
@@ -153,129 +134,156 @@ class EventFeed:
         def tell(reading: Reading) -> object:
             return callback(gaps.told(reading))
 
+        patterns = _checked("state", ids)
         subscription = Subscription(tell, "reading")
-        self._readers[subscription] = None
-        self._want_states()
-        for received in self._states.values():
-            self._put_reading(subscription, received)
+        self._listen(self._readers, subscription, "state", patterns)
+        self._put_known(subscription, patterns, _put_reading)
         return subscription
 
-    def on_state(self, callback: Callable[[str, Any], object]) -> Subscription:
+    def on_state(self, callback: Callable[[str, Any], object], ids: Ids = None) -> Subscription:
         """Call ``callback(relay_id, state)`` for each state."""
+        patterns = _checked("state", ids)
         subscription = Subscription(callback, "state")
-        self._state_listeners[subscription] = None
-        self._want_states()
-        for received in self._states.values():
-            self._put_state(subscription, received)
+        self._listen(self._state_listeners, subscription, "state", patterns)
+        self._put_known(subscription, patterns, _put_state)
         return subscription
+
+    def watch(self, ids: Ids, limit: int, timeout: float | None) -> Readings:
+        """An iterator over readings."""
+        patterns = _checked("state", ids)
+        queue = ReadingQueue(limit)
+        self._listen(self._readers, queue, "state", patterns)
+        self._put_known(queue, patterns, _put_reading)
+        what = "all relays" if patterns is None else ", ".join(patterns)
+        return Readings(queue, what=what, timeout=timeout)
 
     def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
         """Call ``callback(record)`` for each new dataset."""
-        return self._listen(self._dataset_listeners, callback, "dataset")
+        subscription = Subscription(callback, "dataset")
+        self._listen(self._dataset_listeners, subscription)
+        return subscription
 
     def on_presence(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
         """Call ``callback(change)`` for each change in the directory."""
-        return self._listen(self._presence_listeners, callback, "presence")
+        subscription = Subscription(callback, "presence")
+        self._listen(self._presence_listeners, subscription)
+        return subscription
 
-    def on_event(self, callback: Callable[[str, str, Any], object]) -> Subscription:
+    def on_event(
+        self, callback: Callable[[str, str, Any], object], ids: Ids = None
+    ) -> Subscription:
         """Call ``callback(node_id, kind, value)`` for other events of relays."""
-        self._subscriber.subscribe("event.")
-        return self._listen(self._event_listeners, callback, "event")
+        patterns = _checked("event", ids)
+        subscription = Subscription(callback, "event")
+        self._listen(self._event_listeners, subscription, "event", patterns)
+        return subscription
+
+    def on_log(
+        self, callback: Callable[[LogLine], object], ids: Ids = None, level: str | int = "INFO"
+    ) -> Subscription:
+        """Call ``callback(line)`` for each line of a log."""
+        patterns, least = _checked("log", ids), log_level(level)
+
+        @functools.wraps(callback)
+        def tell(line: LogLine) -> object:
+            return callback(line) if line.level_number >= least else None
+
+        subscription = Subscription(tell, "log")
+        self._listen(self._log_listeners, subscription, "log", patterns)
+        return subscription
 
     def on_gap(self, callback: Callable[[Gap], object]) -> Subscription:
         """Call ``callback(gap)`` for each loss."""
-        return self._listen(self._gap_listeners, callback, "gap")
-
-    def _listen(
-        self,
-        listeners: dict[Subscription, None],
-        callback: Callable[..., object],
-        what: str,
-    ) -> Subscription:
-        subscription = Subscription(callback, what)
-        listeners[subscription] = None
+        subscription = Subscription(callback, "gap")
+        self._listen(self._gap_listeners, subscription)
         return subscription
 
-    async def follow_states(self) -> None:
-        """Subscribe to states, and wait until the last one of each relay is here.
+    async def follow_states(self, relay_id: str | None = None) -> None:
+        """Subscribe to states, for good, and wait until the last ones are here.
 
         :raises LinkLost: the broker does not answer.
         """
-        self._want_states()
-        try:
-            async with asyncio.timeout(_BEGIN_S):
-                await self._has_states.wait()
-        except TimeoutError:
-            raise LinkLost(
-                f"no states within {_BEGIN_S:g} s: the broker does not answer; is it running?"
-            ) from None
+        prefix = subscription("state", relay_id)
+        if relay_id not in self._followed:
+            self._followed.add(relay_id)
+            self._want("state", relay_id)
+        await self._in_step.fetched(prefix)
+
+    async def settled(self) -> None:
+        """Wait until everything that is listened to so far is subscribed to.
+
+        :raises LinkLost: the broker does not answer.
+        """
+        await self._in_step.settled()
 
     def last_reading(self, relay_id: str) -> Reading | None:
         """The last state of a relay, if it is known. In any thread."""
         received = self._states.get(relay_id)
         return None if received is None else Reading.of(relay_id, received)
 
-    def _want_states(self) -> None:
-        if not self._wants_states:
-            self._wants_states = True
-            self._subscriber.subscribe("state.")
-            self._stale.set()
+    # ── what is subscribed to ───────────────────────────────────────────────────────────────────
 
-    # ── being current ───────────────────────────────────────────────────────────────────────────
+    def _listen(
+        self,
+        listeners: Listeners,
+        sink: Sink,
+        family: str = "",
+        patterns: tuple[str, ...] | None = None,
+    ) -> None:
+        """Have a sink hear what comes; its last moment takes the subscriptions back."""
+        wanted: list[str | None] = [None] if patterns is None else list(patterns)
+        if not family:
+            wanted = []
+        listeners.add(sink, patterns)
+        for each in wanted:
+            self._want(family, each)
+
+        def ended() -> None:
+            listeners.discard(sink)
+            for each in wanted:
+                self._want(family, each, end=True)
+
+        sink.on_end(ended)
+
+    def _want(self, family: str, pattern: str | None, *, end: bool = False) -> None:
+        """A family of events, and with it how far its publishers have come."""
+        change = self._interests.remove if end else self._interests.add
+        self._subscribe(family, change(family, pattern))
+        self._subscribe("tail", change("tail", pattern))
+
+    def _subscribe(self, family: str, changes: Changes) -> None:
+        for each in sorted(changes.begin):
+            self._subscriber.subscribe(each)
+        for each in sorted(changes.end):
+            self._subscriber.unsubscribe(each)
+        if family == "state" and changes != Changes():
+            self._in_step.unfollow(changes.end)
+            self._in_step.follow(changes.begin)
+            if changes.end:
+                # Nothing would keep them current.
+                in_force = tuple(self._interests.in_force("state"))
+                for topic in [each.topic for each in self._states.values()]:
+                    if not topic.startswith(in_force):
+                        del self._states[split(topic)[1]]
+
+    async def _refreshed(self) -> None:
+        banks = {str(each.node_id) for each in await self._refresh() if each.kind == "bank"}
+        for each in banks - self._banks:
+            self._follow_bank(each)
+        for each in self._banks - banks:
+            self._follow_bank(each, end=True)
+
+    def _follow_bank(self, bank_id: str, *, end: bool = False) -> None:
+        """How far its datasets have come; relays tell that of themselves to who wants to know."""
+        if end is (bank_id not in self._banks):
+            return
+        (self._banks.discard if end else self._banks.add)(bank_id)
+        change = self._interests.remove if end else self._interests.add
+        self._subscribe("tail", change("tail", bank_id))
 
     def _link_changed(self, up: bool) -> None:
         if up:
-            self._stale.set()
-
-    async def _keep_synced(self) -> None:
-        while True:
-            await self._stale.wait()
-            self._stale.clear()
-            try:
-                await self._sync()
-            except LabmeshError as exc:
-                self._trouble = exc
-                log.debug("%s is not in step with the broker yet: %s", self._client_id, exc)
-                self._stale.set()
-                await asyncio.sleep(_RETRY_S)
-            else:
-                self._synced.set()
-
-    async def _sync(self) -> None:
-        """Make sure that subscriptions are in force, then fetch what was said before them."""
-        token = f"{self._client_id}.{next(self._tokens)}"
-        self._token = token
-        self._marked.clear()
-        self._subscriber.subscribe(f"mark.{token}")
-        try:
-            wait_s = _MARK_S
-            while not self._marked.is_set():
-                await self._broker.request(Mark(id="-", token=token), Done, timeout=_REQUEST_S)
-                await self._wait_marked(wait_s)
-                wait_s = min(2 * wait_s, _MARK_MAX_S)
-        finally:
-            self._subscriber.unsubscribe(f"mark.{token}")
-        await self._refresh()
-        if self._wants_states:
-            await self._fetch_last("state.")
-            self._has_states.set()
-
-    async def _wait_marked(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._marked.wait()
-        except TimeoutError:
-            return
-
-    async def _fetch_last(self, prefix: str) -> None:
-        after, more = "", True
-        while more:
-            page = await self._broker.request(
-                ListLast(id="-", prefix=prefix, after=after), LastEvents, timeout=_REQUEST_S
-            )
-            self._subscriber.offer(page.events)
-            more = page.more and bool(page.events)
-            after = page.events[-1].topic if page.events else ""
+            self._in_step.stale()
 
     # ── what comes in ───────────────────────────────────────────────────────────────────────────
 
@@ -294,55 +302,66 @@ class EventFeed:
     def _take(self, received: Received) -> None:
         family, node_id = split(received.topic)
         if family == "mark":
-            if node_id == self._token:
-                self._marked.set()
+            self._in_step.marked(node_id)
         elif family == "state":
             self._take_state(node_id, received)
         elif family == "dataset":
             self._take_dataset(node_id, received)
         elif family == "presence":
             self._take_presence(received)
-        elif family == "event":
+        elif family in _HEALED:
             self._healer.take(received)
 
     def _take_loss(self, lost: Lost) -> None:
         """Something never came. The directory and the last states are fetched again in any case;
         of other events, what the broker remembers.
         """
-        family, _ = split(lost.topic)
-        if family == "event":
+        family, node_id = split(lost.topic)
+        if family in _SELECTED and not self._interests.wants(family, node_id):
+            return
+        if family in _HEALED:
             self._healer.take(lost)
         else:
             if family == "presence":
-                self._stale.set()
+                self._in_step.stale()
             self._tell_gap(Gap.of(lost))
 
     def _tell_gap(self, gap: Gap) -> None:
-        for each in self._active(self._gap_listeners):
+        for each in self._gap_listeners.all():
             each.put(gap)
 
-    def _take_event(self, received: Received) -> None:
-        _, node_id = split(received.topic)
-        for each in self._active(self._event_listeners):
+    def _take_healed(self, received: Received) -> None:
+        family, node_id = split(received.topic)
+        if family == "log":
+            line = line_of(received)
+            for each in self._log_listeners.of(node_id):
+                each.put(line)
+            return
+        for each in self._event_listeners.of(node_id):
             each.put(node_id, received.event.kind, decode_value(received.payload))
 
     def _take_state(self, relay_id: str, received: Received) -> None:
-        if not isinstance(decode_value(received.payload), dict):
+        state: Any = decode_value(received.payload)
+        if not isinstance(state, dict):
             raise ProtocolError("a state is a table of names and values")
         self._states[relay_id] = received
-        for each in self._active(self._readers):
-            self._put_reading(each, received)
-        for each in self._active(self._state_listeners):
-            self._put_state(each, received)
+        for each in self._readers.of(relay_id):
+            _put_reading(each, relay_id, received)
+        # Each callback gets a value of its own; for most there is no second one.
+        for each in self._state_listeners.of(relay_id):
+            each.put(relay_id, state or decode_value(received.payload), key=relay_id)
+            state = None
 
-    def _put_state(self, subscription: Subscription, received: Received) -> None:
-        # Each callback gets a value of its own: what one does to it is no matter of the others.
-        _, relay_id = split(received.topic)
-        subscription.put(relay_id, decode_value(received.payload), key=relay_id)
-
-    def _put_reading(self, subscription: Subscription, received: Received) -> None:
-        _, relay_id = split(received.topic)
-        subscription.put(Reading.of(relay_id, received), key=relay_id)
+    def _put_known(
+        self,
+        sink: Sink,
+        patterns: tuple[str, ...] | None,
+        put: Callable[[Sink, str, Received], None],
+    ) -> None:
+        """The last states, as far as they are here already."""
+        for relay_id, received in list(self._states.items()):
+            if hears(patterns, relay_id):
+                put(sink, relay_id, received)
 
     def _take_dataset(self, bank_id: str, received: Received) -> None:
         record = msgspec.convert(decode_value(received.payload), DatasetRecord)
@@ -354,14 +373,17 @@ class EventFeed:
         self._datasets[key] = None
         if len(self._datasets) > _REMEMBERED_DATASETS:
             del self._datasets[next(iter(self._datasets))]
-        for each in self._active(self._dataset_listeners):
+        for each in self._dataset_listeners.all():
             each.put(msgspec.structs.asdict(record))
 
     def _take_presence(self, received: Received) -> None:
         change = msgspec.convert(decode_value(received.payload), PresenceChange)
         checked(change.node)
-        if change.change == "left":
+        is_gone = change.change == "left"
+        if is_gone:
             self._states.pop(change.node.node_id, None)
+        if change.node.kind == "bank":
+            self._follow_bank(change.node.node_id, end=is_gone)
         if self._presence_watch is not None:
             self._presence_watch(change)
         self._presence.set()
@@ -370,10 +392,25 @@ class EventFeed:
             "change": change.change,
             "reason": change.reason,
         }
-        for each in self._active(self._presence_listeners):
+        for each in self._presence_listeners.all():
             each.put(dict(told))
 
-    def _active(self, listeners: dict[Subscription, None]) -> list[Subscription]:
-        for each in [each for each in listeners if each.ended]:
-            del listeners[each]
-        return list(listeners)
+
+def _checked(family: str, ids: Ids) -> tuple[str, ...] | None:
+    """The patterns that somebody gave, none of which is nonsense.
+
+    :raises ProtocolError: one of them names no id.
+    """
+    patterns = patterns_of(ids)
+    for each in patterns or ():
+        subscription(family, each)
+    return patterns
+
+
+def _put_state(sink: Sink, relay_id: str, received: Received) -> None:
+    # Each callback gets a value of its own: what one does to it is no matter of the others.
+    sink.put(relay_id, decode_value(received.payload), key=relay_id)
+
+
+def _put_reading(sink: Sink, relay_id: str, received: Received) -> None:
+    sink.put(Reading.of(relay_id, received), key=relay_id)

@@ -7,8 +7,10 @@ import inspect
 import logging
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
+from labmesh.log_stream import owner
 from labmesh.protocol.inbox import Inbox
 from labmesh.protocol.seldom import Seldom
 
@@ -19,6 +21,8 @@ log = logging.getLogger(__name__)
 #: More than the broker replays at once.
 _QUEUE = 2000
 _BLOCKING_S = 0.1
+#: How long quick callbacks are called one after the other before others get their turn.
+_TURN_S = 0.001
 
 
 class Subscription:
@@ -38,7 +42,12 @@ class Subscription:
         self._arrived = asyncio.Event()
         self._warnings = Seldom()
         self._returned: set[asyncio.Future[Any]] = set()
-        self._task = asyncio.get_running_loop().create_task(self._run(), name=self.name)
+        # What a callback logs belongs to no node, or a log could be published without end.
+        context = copy_context()
+        context.run(owner.set, self.name)
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(), name=self.name, context=context
+        )
 
     def __repr__(self) -> str:
         return f"<Subscription {self.name}: {'ended' if self.ended else 'active'}>"
@@ -94,8 +103,13 @@ class Subscription:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
+            since = time.monotonic()
             while len(self._inbox):
                 await self._call(self._inbox.pop())
+                # A turn of the loop for each call would cost more than most callbacks.
+                if self._task.cancelling() or time.monotonic() - since > _TURN_S:
+                    await asyncio.sleep(0)
+                    since = time.monotonic()
 
     async def _call(self, arguments: tuple[Any, ...]) -> None:
         try:
@@ -116,7 +130,6 @@ class Subscription:
         except Exception:
             # Whatever a user's callback raises: its author is told, the next item comes.
             log.exception("%s raised", self.name)
-        await asyncio.sleep(0)
 
     def _keep(self, task: asyncio.Future[Any]) -> None:
         self._returned.add(task)

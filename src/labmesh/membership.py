@@ -18,6 +18,8 @@ from labmesh.errors import (
     NotFound,
     ProtocolError,
 )
+from labmesh.log_stream import LogStream
+from labmesh.log_stream import log_level as level_number
 from labmesh.node import Node, seconds
 from labmesh.protocol.addresses import Address, advertised, check_host, is_loopback, parse_connect
 from labmesh.protocol.messages import (
@@ -57,6 +59,7 @@ class Member(Node):
     :param broker_address: the host that ``BROKER`` stands for.
     :param local_address: the host to advertise when the node is bound to every interface.
     :param heartbeat_s: seconds between heartbeats.
+    :param log_level: what is logged from this level on is published; None: nothing.
     """
 
     kind: ClassVar[Literal["relay", "bank"]]
@@ -70,6 +73,7 @@ class Member(Node):
         broker_address: str,
         local_address: str,
         heartbeat_s: float,
+        log_level: str | int | None,
         security: Security | None,
     ) -> None:
         super().__init__(node_id, security=security)
@@ -80,6 +84,8 @@ class Member(Node):
         self._own_host: str | None = None
         self._host_told = ""
         self._heartbeat_s = seconds(heartbeat_s, "the heartbeat")
+        self._log_level = None if log_level is None else level_number(log_level)
+        self._log_stream: LogStream | None = None
         self._broker: Link | None = None
         self._publisher: Publisher | None = None
         self._registered_with = ""
@@ -106,6 +112,9 @@ class Member(Node):
 
     async def _join(self) -> None:
         """Begin to register; called when everything is bound."""
+        if self._log_level is not None:
+            self._log_stream = LogStream(self.node_id, self._publish_line, self._log_level)
+            self._log_stream.open()
         await self._find_own_host()
         self._registered_with, self._heartbeat_at = "", None
         self._link_changed = asyncio.Event()
@@ -119,6 +128,19 @@ class Member(Node):
 
     def _events_up(self) -> None:
         """The broker takes events (again)."""
+
+    def _heard_again(self) -> None:
+        self._events_up()
+        if self._log_stream is not None:
+            self._log_stream.flush_soon()
+
+    def _publish_line(self, line: bytes) -> bool:
+        publisher = self._publisher
+        return (
+            publisher is not None
+            and publisher.up
+            and publisher.publish_encoded("log", "line", line)
+        )
 
     def _publish(self, family: str, kind: str, value: object) -> bool:
         """Publish an event under this node's id; False: the broker is away."""
@@ -169,6 +191,9 @@ class Member(Node):
             log.info("%s could not say goodbye: %s", self.node_id, exc)
 
     async def _close(self) -> None:
+        if self._log_stream is not None:
+            self._log_stream.close()
+            self._log_stream = None
         if self._publisher is not None:
             self._publisher.close()
         if self._broker is not None:
@@ -222,7 +247,7 @@ class Member(Node):
                 self._broker_events,
                 node_id=self.node_id,
                 epoch=self.epoch,
-                on_up=self._events_up,
+                on_up=self._heard_again,
             )
         self._set_ready()
 

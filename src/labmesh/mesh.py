@@ -38,13 +38,13 @@ from labmesh.blocking.cards import (
     table,
 )
 from labmesh.blocking.instrument import Instrument, InstrumentStatus
+from labmesh.blocking.news import News
 from labmesh.blocking.readings import Readings
 from labmesh.blocking.session import DriverChangedWarning, Session
 from labmesh.client import DirectorClientAgent
 from labmesh.config import CONFIG_NAME, Config, find_config, load_config, read_toml
 from labmesh.discovery import BROKER_VARIABLE, BrokerCandidate, broker_candidate
 from labmesh.errors import LinkLost, NotSent
-from labmesh.listening import Subscription
 from labmesh.protocol.messages import NodeRecord
 from labmesh.reading import Reading
 from labmesh.transfer import Progress
@@ -191,7 +191,7 @@ class MeshStatus:
         )
 
 
-class Mesh:
+class Mesh(News):
     """A connection to a mesh, as :func:`connect` makes it.
 
     ``mesh["Inst-0"]`` is an instrument, ``mesh.bank()`` a bank, and ``mesh`` itself, in a notebook
@@ -298,28 +298,6 @@ class Mesh:
             dataset_id=dataset_id,
             progress=progress,
         )
-
-    # ── news ────────────────────────────────────────────────────────────────────────────────────
-
-    def on_presence(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
-        """Call ``callback(change)`` when a node joins, falls silent, comes back or leaves.
-
-        The change has ``node_id``, ``kind``, ``change`` (``joined``, ``suspect``, ``back``,
-        ``left``), ``reason`` and the node's ``endpoints``, ``title``, ``host``, ``pid``.
-
-        It is called in the mesh's own thread: return soon, and make no blocking call of this mesh
-        there. Cancel what is returned to end it.
-        """
-        return self._session.subscribe(self._session.client.on_presence, callback)
-
-    def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
-        """Call ``callback(record)`` for each dataset that a bank has stored.
-
-        The record has ``dataset_id``, ``bank_id``, ``relay_id``, ``size`` (bytes), ``sha256``,
-        ``name``, ``kind``, ``created`` (POSIX seconds), ``meta``. Threads as in
-        :meth:`on_presence`.
-        """
-        return self._session.subscribe(self._session.client.on_dataset, callback)
 
     # ── life ────────────────────────────────────────────────────────────────────────────────────
 

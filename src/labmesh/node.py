@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, ClassVar, Self, TypeVar
 
 from labmesh.errors import Stopping
+from labmesh.log_stream import owner
 from labmesh.protocol.ids import check_id
 from labmesh.transport.keys import Security
 from labmesh.transport.sockets import Sockets
@@ -76,12 +77,16 @@ class Node:
         security = self._security or Security.resolve()
         self._begin()
         self._sockets = Sockets(security, self.node_id)
+        # Tasks and callbacks that are made here take it along: what they log is this node's.
+        token = owner.set(self.node_id)
         try:
             await self._open()
         except BaseException as exc:
             self._failure = exc
             await self.stop()
             raise
+        finally:
+            owner.reset(token)
         log.info("%s %s is up (%s)", self.kind, self.node_id, security.mode)
 
     async def stop(self) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from labmesh.calls import CallDesk
 from labmesh.errors import Stopping
@@ -17,7 +18,8 @@ from labmesh.instruments.exposure import MethodTable
 from labmesh.membership import Member
 from labmesh.node import seconds
 from labmesh.protocol.addresses import Address, parse_bind
-from labmesh.protocol.codec import decode_value
+from labmesh.protocol.codec import decode_value, encode_value
+from labmesh.protocol.driver_events import check_event
 from labmesh.protocol.leases import Leases
 from labmesh.protocol.messages import (
     RELAY_REQUESTS,
@@ -33,7 +35,7 @@ from labmesh.protocol.messages import (
 from labmesh.protocol.open_call import OpenCall
 from labmesh.protocol.sizes import parse_size
 from labmesh.provenance import driver_facts, plain_facts, sender_facts
-from labmesh.states import StateStream
+from labmesh.states import ON_CHANGE, WHEN_POLLED, StateStream
 from labmesh.storage.spool import Spool
 from labmesh.transfer import Progress, UploadSettings, upload_dataset
 from labmesh.transport.answering import Answer, Origin
@@ -79,6 +81,11 @@ class RelayAgent(Member):
     :param read_only: methods that change nothing, by name or pattern (``get_*``): they can be
         called while somebody else holds the lease.
     :param require_lease: nobody may write without a lease.
+    :param publish: ``"poll"``: the state is published each time it was polled; ``"change"``: only
+        when it differs from the one before, and every ``keep_alive`` seconds in any case.
+    :param keep_alive: seconds; subscribers take a state for stale after three of them.
+    :param log_level: what this program logs from this level on is published, as far as its loggers
+        let it through; None: nothing.
     :param security: by default what the environment says (``LMH_NETWORK_PASSWORD``).
     """
 
@@ -107,6 +114,9 @@ class RelayAgent(Member):
         max_queue: int = 4096,
         read_only: Sequence[str] = (),
         require_lease: bool = False,
+        publish: Literal["poll", "change"] = WHEN_POLLED,
+        keep_alive: float = 10.0,
+        log_level: str | int | None = "INFO",
         security: Security | None = None,
     ) -> None:
         super().__init__(
@@ -116,9 +126,14 @@ class RelayAgent(Member):
             broker_address=broker_address,
             local_address=local_address,
             heartbeat_s=heartbeat_seconds,
+            log_level=log_level,
             security=security,
         )
         self._state_interval_s = seconds(state_interval, "state_interval")
+        if publish not in (WHEN_POLLED, ON_CHANGE):
+            raise ValueError(f'publish is "{WHEN_POLLED}" or "{ON_CHANGE}", not {publish!r}')
+        keep_alive_s = seconds(keep_alive, "keep_alive")
+        self._keep_alive_s = keep_alive_s if publish == ON_CHANGE else None
         self.driver = driver
         self._rpc_bind = parse_bind(rpc_bind)
         self._table = MethodTable.of(driver, read_only=read_only)
@@ -184,6 +199,35 @@ class RelayAgent(Member):
         )
         return await self._lend(work, "upload")
 
+    async def publish(self, event: str, value: Any = None) -> bool:
+        """Tell everybody who listens that something happened: ``client.on_event`` gets it.
+
+        :param event: ``alarm`` and ``message`` (a text), ``progress`` (0 to 1), or a name of your
+            own.
+        :returns: False: the broker is away, and nobody hears it (they see a gap).
+        :raises ValueError: no name for an event.
+        :raises ProtocolError, TooLarge: a value that cannot be sent, or one over 256 KiB.
+        """
+        check_event(event)
+        self._running_uploads()
+        return self._publish("event", event, value)
+
+    def publish_from_thread(self, event: str, value: Any = None) -> bool:
+        """:meth:`publish` for another thread than the loop's, which waits until it is on its way.
+
+        A driver need not know its relay: it uses :func:`labmesh.publish`.
+        """
+        if threading.get_ident() == self._thread:
+            raise RuntimeError("this is the thread of the relay's loop: await relay.publish(...)")
+        check_event(event)
+        payload = encode_value(value)
+        self._running_uploads()
+        work = self._lend(self._publish_event(event, payload), "publish")
+        return asyncio.run_coroutine_threadsafe(work, self._home).result()
+
+    async def _publish_event(self, event: str, payload: bytes) -> bool:
+        return self._publish_encoded("event", event, payload)
+
     async def drain(self) -> None:
         """Wait until nothing waits in the spool any more: banks have it, or it was put aside."""
         sender = self._running_uploads().sender
@@ -228,6 +272,7 @@ class RelayAgent(Member):
             self._desk.worker,
             self._state_interval_s,
             self._publish_encoded,
+            self._keep_alive_s,
         )
         self._service = SharedService(
             self._sockets,
@@ -241,6 +286,9 @@ class RelayAgent(Member):
             lock=self._desk.lock,
         )
         self._desk.worker.uploader = self._uploads.upload_from_thread
+        self._desk.worker.publisher = self.publish_from_thread
+        self._thread = threading.get_ident()
+        self._home = asyncio.get_running_loop()
         self._desk.open(self._service)
         await self._join()
         if self._uploads.sender is not None:
@@ -301,7 +349,7 @@ class RelayAgent(Member):
             doc=self._table.doc,
             methods=self._table.describe(),
             values=self._table.values(),
-            state_interval_s=self._state_interval_s if self._table.has_poll else 0.0,
+            state_interval_s=self._states.due_s if self._table.has_poll else 0.0,
         )
 
     def _status(self, request_id: str) -> Status:

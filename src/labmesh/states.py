@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from labmesh.errors import LabmeshError, Stopping
 from labmesh.instruments.exposure import BoundCall, MethodTable
@@ -14,7 +14,11 @@ from labmesh.instruments.jobs import Job, Outcome
 from labmesh.instruments.worker import DriverWorker
 from labmesh.protocol.codec import encode_value
 
-__all__ = ["StateStream"]
+__all__ = ["ON_CHANGE", "WHEN_POLLED", "StateStream"]
+
+#: Which states are published: each, or those that differ from the one before.
+WHEN_POLLED: Final = "poll"
+ON_CHANGE: Final = "change"
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,8 @@ class StateStream:
     instead. A ``poll()`` that fails is reported, and asked again at the next interval.
 
     :param name: the relay's id, for the log.
+    :param keep_alive_s: publish a state only when it has changed, and after so many seconds in any
+        case; None: publish each.
     """
 
     def __init__(
@@ -43,11 +49,15 @@ class StateStream:
         worker: DriverWorker,
         interval_s: float,
         publish: Publish,
+        keep_alive_s: float | None = None,
     ) -> None:
         self._name = name
         self._worker = worker
         self._interval_s = interval_s
         self._publish = publish
+        self._keep_alive_s = keep_alive_s
+        #: what was published last, and when (monotonic); None: nothing that the broker has
+        self._told: tuple[bytes, float] | None = None
         self._table = table
         self._poll_at_once = asyncio.Event()
         #: monotonic time of the last poll that succeeded
@@ -73,8 +83,14 @@ class StateStream:
             except TimeoutError:
                 continue
 
+    @property
+    def due_s(self) -> float:
+        """Seconds within which the next state is published, as subscribers are told."""
+        return max(self._interval_s, self._keep_alive_s or 0.0)
+
     def poll_at_once(self) -> None:
-        """Somebody listens (again): do not have them wait for the next interval."""
+        """Somebody listens (again): do not have them wait for the next interval, or change."""
+        self._told = None
         self._poll_at_once.set()
 
     def _ask(self) -> None:
@@ -92,7 +108,7 @@ class StateStream:
             return
         if error is None and outcome.value is not None:
             try:
-                self._publish("state", "state", outcome.value, self._interval_s)
+                self._publish_state(outcome.value)
             except LabmeshError as exc:
                 error = exc
         if error is not None:
@@ -104,6 +120,17 @@ class StateStream:
         self.error = ""
         if outcome.value is None:
             self._sign_of_life()
+
+    def _publish_state(self, state: bytes) -> None:
+        now = time.monotonic()
+        if self._keep_alive_s is not None and self._told is not None:
+            told, told_at = self._told
+            # Half an interval early rather than half an interval late.
+            is_due = now - told_at >= self._keep_alive_s - self._interval_s / 2
+            if state == told and not is_due:
+                return
+        is_sent = self._publish("state", "state", state, self.due_s)
+        self._told = (state, now) if is_sent else None
 
     def _failed(self, error: LabmeshError) -> None:
         """The stream goes on; whoever watches is told."""

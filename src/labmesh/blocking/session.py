@@ -18,8 +18,7 @@ from labmesh.client import DirectorClientAgent
 from labmesh.errors import LabmeshError, NotFound
 from labmesh.listening import Subscription
 from labmesh.protocol.messages import Access, BatchResult, NodeRecord
-from labmesh.protocol.topics import matches, subscription
-from labmesh.reading import Reading
+from labmesh.protocol.topics import subscription
 from labmesh.remote import RelayClient
 
 __all__ = ["DriverChangedWarning", "Session"]
@@ -103,12 +102,16 @@ class Session:
         return self._calls.batch(relay_id, calls, keep_going=keep_going, timeout=timeout)
 
     def subscribe(
-        self, subscribe: Callable[[Callable[..., object]], Subscription], callback: Any
+        self,
+        subscribe: Callable[..., Subscription],
+        callback: Any,
+        *arguments: Any,
+        **options: Any,
     ) -> Subscription:
         """One of the client's ``on_...`` methods, on its loop."""
 
         async def begin() -> Subscription:
-            return subscribe(callback)
+            return subscribe(callback, *arguments, **options)
 
         return self.run(begin())
 
@@ -118,12 +121,7 @@ class Session:
         if timeout is not None and timeout <= 0:
             raise ValueError(f"timeout must be more than 0 seconds, or None; not {timeout}")
         mailbox = Mailbox()
-
-        def put(reading: Reading) -> None:
-            if matches(pattern, reading.relay_id):
-                mailbox.put(reading)
-
-        source = self.subscribe(self.client.on_reading, put)
+        source = self.subscribe(self.client.on_reading, mailbox.put, pattern)
         source.on_end(mailbox.close)
         return Readings(mailbox, _Source(self, source), what=pattern, timeout=timeout)
 
@@ -144,7 +142,7 @@ class Session:
         return record
 
     def learn(self, relay_id: str) -> None:
-        """Fetch what a proxy shows: the driver's description, and the last states of all relays.
+        """Fetch what a proxy shows: the driver's description, and the relay's last state.
 
         :raises ConnectionError: the relay cannot be reached.
         """
@@ -154,12 +152,12 @@ class Session:
             self._describe(relay_id, stacklevel=5)
         self._calls.warm(relay_id)
         if self.client.health().up:
-            self.run(self._follow_states())
+            self.run(self._follow_states(relay_id))
 
-    async def _follow_states(self) -> None:
+    async def _follow_states(self, relay_id: str) -> None:
         try:
             async with asyncio.timeout(_STATES_S):
-                await self.client.follow_states()
+                await self.client.follow_states(relay_id)
         except TimeoutError:
             # Calls need no broker; states come as soon as it is back.
             log.info("no states yet: the broker does not answer")

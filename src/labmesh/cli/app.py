@@ -18,6 +18,7 @@ from labmesh.cli import (
     data_transfers,
     datasets,
     instrument_commands,
+    logs,
     mesh_commands,
     nodes,
 )
@@ -71,6 +72,7 @@ def _build() -> App:
     root.command(instrument_commands.get, group=use)
     root.command(instrument_commands.set_value, name="set", group=use)
     root.command(mesh_commands.watch, group=use)
+    root.command(logs.log, group=use)
     root.command(stubs, group=use)
     data = App(
         name="data",

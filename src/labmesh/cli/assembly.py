@@ -78,8 +78,13 @@ def make_bank(
         scrub_days=table.scrub_days,
         upload_idle_hours=table.upload_idle_hours,
         retention=[_rule(each) for each in table.retention],
+        log_level=_level(table.log_level),
         security=security,
     )
+
+
+def _level(level: str) -> str | None:
+    return None if level == "off" else level
 
 
 def _rule(entry: RetentionEntry) -> Rule:
@@ -112,6 +117,9 @@ def make_relay(
             broker_address=config.broker.address,
             state_interval=config.state_interval_s(entry),
             heartbeat_seconds=table.heartbeat_seconds,
+            publish=entry.publish or table.publish,
+            keep_alive=table.keep_alive,
+            log_level=_level(table.log_level),
             upload_timeout=table.upload_timeout,
             upload_retries=table.upload_retries,
             upload_chunk=table.upload_chunk,

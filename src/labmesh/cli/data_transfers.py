@@ -6,7 +6,9 @@ import asyncio
 import dataclasses
 import errno
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -40,6 +42,7 @@ __all__ = ["get", "put"]
 _OPTIONS = ClientOptions()
 _NONE = SearchOptions()
 _STREAM = "-"
+_PIECE_BYTES = 2**20
 
 
 def put(
@@ -177,10 +180,11 @@ async def _get(
     async with connected(options) as client:
         bank, record = await find(client, dataset_id, bank_id)
         if target == _STREAM:
-            with out.progress(f"from {bank.bank_id}") as progress:
-                content = await bank.fetch(dataset_id, progress=progress)
-            sys.stdout.buffer.write(content)
-            sys.stdout.buffer.flush()
+            with tempfile.TemporaryDirectory(prefix="labmesh-") as folder:
+                path = Path(folder) / "dataset"  # verified as a whole before a byte is printed
+                with out.progress(f"from {bank.bank_id}") as progress:
+                    await bank.download(dataset_id, path, progress=progress)
+                await asyncio.to_thread(_print, path)
         else:
             await _fetch(bank, record, _target(target, record, force), out)
     return DONE
@@ -237,6 +241,12 @@ async def _fetch(bank: BankClient, record: DatasetRecord, path: Path, out: Outpu
         await bank.download(record.dataset_id, path, progress=progress)
     _tell_path(path, record, out)
     _tell("verified", record, progress, out, resumed=progress.first)
+
+
+def _print(path: Path) -> None:
+    with path.open("rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer, _PIECE_BYTES)
+    sys.stdout.buffer.flush()
 
 
 def _is_there(path: Path, record: DatasetRecord) -> bool:

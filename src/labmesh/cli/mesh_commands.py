@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -12,13 +13,14 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 from msgspec.structs import asdict
 
-from labmesh.cli.news import sentence
+from labmesh.cli.news import gap_sentence, sentence
 from labmesh.cli.options import ClientOptions
 from labmesh.cli.outcomes import DONE
 from labmesh.cli.output import age, one_line, shown_state, size
 from labmesh.cli.running import connected, run
 from labmesh.client import DirectorClientAgent
 from labmesh.errors import ConfigError, LinkLost
+from labmesh.healing import Gap
 from labmesh.protocol.messages import NodeRecord
 from labmesh.reading import Reading
 
@@ -34,7 +36,19 @@ _LOOK_S = 0.25
 _WAITING_LINES = 100
 
 
-def ls(*, options: ClientOptions = _OPTIONS) -> int:
+def ls(
+    *,
+    watch: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Go on, until Ctrl-C: a line for each that joins, falls silent, comes back, "
+            "leaves.",
+        ),
+    ] = False,
+    options: ClientOptions = _OPTIONS,
+) -> int:
     """List who is on the mesh: relays with their instruments, and banks.
 
     A last state is STALE when three states were due since, and none came.
@@ -42,16 +56,43 @@ def ls(*, options: ClientOptions = _OPTIONS) -> int:
     For example:
 
         labmesh ls
+        labmesh ls --watch
         labmesh ls --broker lab-pc --json
     """
-    return run(_ls(options))
+    return run(_ls(options, watch=watch))
 
 
-async def _ls(options: ClientOptions) -> int:
+async def _ls(options: ClientOptions, *, watch: bool) -> int:
+    changes: asyncio.Queue[dict[str, Any]] = asyncio.Queue(_WAITING_LINES)
     async with connected(options) as client:
+        if watch:
+            client.on_presence(changes.put)
         nodes = await client.list_nodes()
         readings = await _last_readings(client, nodes)
-        place = client.broker_rpc
+        _print_nodes(options, nodes, readings, client.broker_rpc)
+        while watch:
+            _print_change(options, await changes.get())
+    return DONE
+
+
+def _print_change(options: ClientOptions, change: dict[str, Any]) -> None:
+    if options.json:
+        options.out.record({"event": "presence", "time": time.time(), **change})
+        return
+    why = f" ({change['reason']})" if change["reason"] else ""
+    title = f"  {one_line(change['title'])}" if change["title"] else ""
+    options.out.line(
+        f"{_clock(time.time())}  {change['kind']} {change['node_id']}  {change['change']}{why}"
+        f"{title}  {one_line(change['host'])} ({change['pid']})"
+    )
+
+
+def _print_nodes(
+    options: ClientOptions,
+    nodes: Sequence[NodeRecord],
+    readings: dict[str, Reading],
+    place: str,
+) -> None:
     if options.json:
         relays = [
             {**listed(each), "last_state": _freshness(readings.get(each.node_id))}
@@ -63,7 +104,7 @@ async def _ls(options: ClientOptions) -> int:
     if not nodes:
         options.out.say(f"The broker at {place} answers, and nobody is registered with it.")
         options.out.say("Start a relay: labmesh relay module:Class, or a whole mesh: labmesh up")
-        return DONE
+        return
     rows = [
         (
             each.kind,
@@ -78,7 +119,6 @@ async def _ls(options: ClientOptions) -> int:
     ]
     columns = ("KIND", "ID", "WHAT", "STATE", "LAST STATE", "ADDRESS", "HOST")
     options.out.table(columns, rows)
-    return DONE
 
 
 async def _last_readings(
@@ -127,8 +167,9 @@ def watch(
 ) -> int:
     """Print states and new datasets as they come, until Ctrl-C. The last known states come first.
 
-    Joining and leaving nodes, leases, drivers that are stuck, and states that are stale or could
-    not be read, are told on stderr.
+    Joining and leaving nodes, leases, what drivers publish themselves (alarms, messages, progress),
+    drivers that are stuck, states that are stale or could not be read, and events that were lost,
+    are told on stderr.
 
     For example:
 
@@ -155,11 +196,12 @@ class _Watch:
         """Print so many lines; None: go on until interrupted."""
         async with connected(self._options) as client:
             if self._only != "datasets":
-                client.on_reading(self._reading)
+                client.on_reading(self._reading, self._patterns or None)
             if self._only != "states":
                 client.on_dataset(self._dataset)
             client.on_presence(self._presence)
-            client.on_event(self._event)
+            client.on_event(self._event, self._patterns or None)
+            client.on_gap(self._gap)
             await self._tell_who_matches(client)
             looking = asyncio.ensure_future(self._look_for_stale())
             try:
@@ -217,6 +259,10 @@ class _Watch:
         text = sentence(node_id, kind, value) if self._matches(node_id) else ""
         if text:
             self._options.out.say(text)
+
+    def _gap(self, gap: Gap) -> None:
+        if self._matches(gap.node_id):
+            self._options.out.say(gap_sentence(gap))
 
     def _print_reading(self, reading: Reading) -> None:
         out = self._options.out

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from labmesh.cli.output import age, one_line
+from labmesh.cli.output import age, one_line, shown_state
+from labmesh.healing import Gap
+from labmesh.protocol.driver_events import RESERVED
 
-__all__ = ["sentence"]
+__all__ = ["gap_sentence", "sentence"]
+
+_TEXT_CHARACTERS = 500
 
 
 def sentence(relay_id: str, kind: str, value: object) -> str:
     """An event of a relay for people; empty: it is of no interest to them, or cannot be read."""
+    if kind not in RESERVED:
+        return f"{relay_id}: {_of_driver(kind, value)}"
     if not isinstance(value, Mapping):
         return ""
     match kind:
@@ -27,6 +33,29 @@ def sentence(relay_id: str, kind: str, value: object) -> str:
         case "safe_state":
             return f"{relay_id}: safe_state() FAILED: {value['error']}; look at the instrument"
     return ""
+
+
+def gap_sentence(gap: Gap) -> str:
+    """A loss of events for people."""
+    what = {"state": "states", "event": "events", "log": "lines of its log"}.get(
+        gap.family, f"{gap.family} events"
+    )
+    count = gap.lost + gap.recovered
+    late = f", {gap.recovered} of them delivered late" if gap.recovered else ""
+    return f"{gap.node_id}: {count} {what} did not come{late}; LOST: {gap.lost}"
+
+
+def _of_driver(kind: str, value: object) -> str:
+    """What a driver publishes itself."""
+    text = one_line(shown_state(value))[:_TEXT_CHARACTERS] if value is not None else ""
+    match kind:
+        case "alarm":
+            return f"ALARM: {text}"
+        case "message":
+            return text
+        case "progress" if isinstance(value, int | float) and not isinstance(value, bool):
+            return f"progress {100 * value:.0f} %"
+    return f"{one_line(kind)} {text}".rstrip()
 
 
 def _lease(value: Mapping[Any, Any]) -> str:

@@ -17,6 +17,7 @@ from labmesh.cli.output import Output, printable
 from labmesh.client import DirectorClientAgent
 from labmesh.config import Config
 from labmesh.errors import ConfigError, Conflict, LinkLost, StorageError
+from labmesh.log_stream import log_level
 from labmesh.loops import new_loop
 from labmesh.node import Node
 
@@ -145,6 +146,7 @@ def hold(
 
     :raises LabmeshError: as there; what is wrong with the configuration names its file.
     """
+    _let_through(config)
     try:
         run(hold_open(factories, ready, out))
     except KeyboardInterrupt:
@@ -169,6 +171,13 @@ class _OneLine(logging.Formatter):
         return printable(super().format(record))
 
 
+def _let_through(config: Config) -> None:
+    """What nodes are to publish of the log has to be made, also where stderr does not show it."""
+    levels = [each for each in (config.relay.log_level, config.bank.log_level) if each != "off"]
+    root = logging.getLogger()
+    root.setLevel(min([root.level, *map(log_level, levels)]))
+
+
 def log_to_stderr(verbose: int, quiet: bool) -> None:
     """Show the log: warnings, or more with ``-v`` and ``-vv``, or errors only with ``-q``."""
     levels = (logging.WARNING, logging.INFO, logging.DEBUG)
@@ -178,5 +187,6 @@ def log_to_stderr(verbose: int, quiet: bool) -> None:
     for each in list(root.handlers):
         if isinstance(each.formatter, _OneLine):
             root.removeHandler(each)
+    handler.setLevel(logging.ERROR if quiet else levels[min(verbose, 2)])
     root.addHandler(handler)
-    root.setLevel(logging.ERROR if quiet else levels[min(verbose, 2)])
+    root.setLevel(handler.level)

@@ -1,6 +1,6 @@
-"""How a driver hands datasets over to the relay that runs it, without knowing either.
+"""How a driver hands datasets and events over to the relay that runs it, without knowing either.
 
-The worker says in each of its threads where uploads go, before the driver runs there.
+The worker says in each of its threads where they go, before the driver runs there.
 """
 
 from __future__ import annotations
@@ -8,7 +8,18 @@ from __future__ import annotations
 import threading
 from typing import Any, Protocol
 
-__all__ = ["Upload", "set_uploader", "upload", "uploader"]
+__all__ = [
+    "Publish",
+    "Upload",
+    "node_here",
+    "publish",
+    "publisher",
+    "set_node",
+    "set_publisher",
+    "set_uploader",
+    "upload",
+    "uploader",
+]
 
 
 class Upload(Protocol):
@@ -17,8 +28,19 @@ class Upload(Protocol):
     def __call__(self, content: Any, **details: Any) -> str: ...
 
 
+class Publish(Protocol):
+    """Publishes an event of the driver's; in any thread but that of the relay's loop.
+
+    False: the broker is away, and nobody hears it.
+    """
+
+    def __call__(self, event: str, value: Any = None, /) -> bool: ...
+
+
 class _Here(threading.local):
     upload: Upload | None = None
+    publish: Publish | None = None
+    node_id: str | None = None
 
 
 _here = _Here()
@@ -27,6 +49,21 @@ _here = _Here()
 def set_uploader(upload: Upload | None) -> None:
     """From here on, where :func:`upload` goes in this thread."""
     _here.upload = upload
+
+
+def set_publisher(publish: Publish | None) -> None:
+    """From here on, where :func:`publish` goes in this thread."""
+    _here.publish = publish
+
+
+def set_node(node_id: str | None) -> None:
+    """From here on, the node that this thread works for."""
+    _here.node_id = node_id
+
+
+def node_here() -> str | None:
+    """The node whose driver runs in this thread; None: none."""
+    return _here.node_id
 
 
 def uploader() -> Upload:
@@ -63,3 +100,40 @@ def upload(content: Any, **details: Any) -> str:
     :raises RuntimeError: this is not the thread of a driver that a relay runs.
     """
     return uploader()(content, **details)
+
+
+def publisher() -> Publish:
+    """:func:`publish` for a thread that the driver starts itself: ask for it in a method of the
+    driver, use it in that thread.
+
+    :raises RuntimeError: this is not the thread of a driver that a relay runs.
+    """
+    found = _here.publish
+    if found is None:
+        raise RuntimeError(
+            "no relay runs this thread: labmesh.publish() is for the methods of a driver (in a "
+            "thread of the driver's own, use what labmesh.publisher() gave in a method); elsewhere "
+            "use relay.publish()"
+        )
+    return found
+
+
+def publish(event: str, value: Any = None) -> bool:
+    """Tell everybody who listens that something happened to this instrument. ::
+
+        def cool_down(self) -> None:
+            for step in range(100):
+                labmesh.publish("progress", step / 100)
+                ...
+            labmesh.publish("message", "cold")
+
+    By custom ``alarm`` and ``message`` carry a text, and ``progress`` a number from 0 to 1; any
+    other name and value is yours. It returns when the event is on its way, in the order of the
+    calls, and before the method's own result.
+
+    :returns: False: the broker is away, and nobody hears it (they see a gap).
+    :raises ValueError: no name for an event.
+    :raises ProtocolError, TooLarge: a value that cannot be sent, or one over 256 KiB.
+    :raises RuntimeError: this is not the thread of a driver that a relay runs.
+    """
+    return publisher()(event, value)

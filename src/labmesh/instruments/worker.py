@@ -16,7 +16,13 @@ from collections.abc import Callable
 from labmesh.errors import LabmeshError, Stopping
 from labmesh.instruments.cooperation import set_current
 from labmesh.instruments.delivery import Delivery
-from labmesh.instruments.handover import Upload, set_uploader
+from labmesh.instruments.handover import (
+    Publish,
+    Upload,
+    set_node,
+    set_publisher,
+    set_uploader,
+)
 from labmesh.instruments.job_queue import JobQueue, busy
 from labmesh.instruments.jobs import Job, Outcome
 from labmesh.instruments.source import Source
@@ -65,6 +71,8 @@ class DriverWorker:
         self.name = name
         #: where the driver's datasets go; set it before the start
         self.uploader: Upload | None = None
+        #: and its events
+        self.publisher: Publish | None = None
         self._max_queue = max_queue
         self._on_busy = on_busy
         self._clock = clock
@@ -220,7 +228,9 @@ class DriverWorker:
         awake = threading.Lock()
         awake.acquire()
         runner = ThreadRunner(self, slot, self._clock)
+        set_node(self.name)
         set_uploader(self.uploader)
+        set_publisher(self.publisher)
         try:
             while (job := self._next(slot, awake)) is not None:
                 self._run(job, slot, runner)

@@ -208,6 +208,13 @@ class Tracker:
         """Begin anew with this topic, like a late joiner."""
         self._topics.pop(topic, None)
 
+    def keep_only(self, prefixes: tuple[str, ...]) -> None:
+        """Forget every topic that begins with none of these: nobody listens to it any more, and
+        who listens to it again has lost nothing meanwhile.
+        """
+        for topic in [each for each in self._topics if not each.startswith(prefixes)]:
+            del self._topics[topic]
+
 
 class LastValues:
     """The broker's memory: the last event of each topic of the ``state`` family.

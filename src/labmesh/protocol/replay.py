@@ -1,7 +1,7 @@
 """The broker's short memory of events: what a subscriber lost just now can be fetched again.
 
-States have a ring of their own: a thousand instruments that publish ten times a second must not
-push out the alarm of a minute ago.
+States and logs have rings of their own: a thousand instruments that publish ten times a second, or
+one that logs without end, must not push out the alarm of a minute ago.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ __all__ = ["MAX_EVENTS", "MAX_RING_BYTES", "Ring", "Rings"]
 MAX_EVENTS = 1024
 MAX_RING_BYTES = 8 * 2**20
 
-_STATE = b"state."
+_STATE, _LOG = b"state.", b"log."
+#: Nobody asks for these again: the next one says the same, or nothing depends on them any more.
+_PASSING = (b"tail.", b"mark.")
 
 
 class Ring:
@@ -25,8 +27,8 @@ class Ring:
 
     def __init__(self, *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_RING_BYTES) -> None:
         self._max_bytes = max_bytes
-        #: topic, header, payload; the oldest first
-        self._events: deque[tuple[bytes, bytes, bytes | memoryview]] = deque()
+        #: topic, header, payload, and their bytes all in all; the oldest first
+        self._events: deque[tuple[bytes, bytes, bytes | memoryview, int]] = deque()
         self._max_events = max_events
         self._bytes = 0
 
@@ -36,10 +38,11 @@ class Ring:
     def keep(self, topic: bytes, header: bytes, payload: bytes | memoryview) -> None:
         """Remember the frames of an event; they must not change afterwards."""
         events = self._events
-        events.append((topic, header, payload))
-        self._bytes += len(topic) + len(header) + len(payload)
+        size = len(topic) + len(header) + len(payload)
+        events.append((topic, header, payload, size))
+        self._bytes += size
         while len(events) > self._max_events or self._bytes > self._max_bytes:
-            self._bytes -= sum(map(len, events.popleft()))
+            self._bytes -= events.popleft()[3]
 
     def between(
         self, topic: str, epoch: str, first: int, last: int, max_bytes: int
@@ -49,7 +52,7 @@ class Ring:
         """
         wanted = topic.encode()
         found: dict[int, tuple[bytes, bytes]] = {}
-        for name, header, payload in self._events:
+        for name, header, payload, _ in self._events:
             if name == wanted:
                 sequence = _sequence(header, epoch)
                 if first <= sequence <= last:
@@ -65,22 +68,32 @@ class Ring:
 
 
 class Rings:
-    """One ring for states, one for everything else. Hold a lock around each call."""
+    """One ring for states, one for logs, one for the rest. Hold a lock around each call."""
 
     def __init__(self) -> None:
         self._states = Ring()
+        self._logs = Ring()
         self._others = Ring()
 
     def keep(self, topic: bytes, header: bytes, payload: bytes | memoryview) -> None:
         """As :meth:`Ring.keep`."""
-        (self._states if topic.startswith(_STATE) else self._others).keep(topic, header, payload)
+        if (ring := self.ring_of(topic)) is not None:
+            ring.keep(topic, header, payload)
+
+    def ring_of(self, topic: bytes) -> Ring | None:
+        """The ring that keeps the events of a topic, always the same; None: nobody does."""
+        return None if topic.startswith(_PASSING) else self._of(topic)
 
     def between(
         self, topic: str, epoch: str, first: int, last: int, max_bytes: int = 128 * 2**10
     ) -> tuple[list[LastEvent], bool]:
         """As :meth:`Ring.between`."""
-        ring = self._states if topic.encode().startswith(_STATE) else self._others
-        return ring.between(topic, epoch, first, last, max_bytes)
+        return self._of(topic.encode()).between(topic, epoch, first, last, max_bytes)
+
+    def _of(self, topic: bytes) -> Ring:
+        if topic.startswith(_STATE):
+            return self._states
+        return self._logs if topic.startswith(_LOG) else self._others
 
 
 def _sequence(header: bytes, epoch: str) -> int:

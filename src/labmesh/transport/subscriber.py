@@ -36,7 +36,7 @@ _INBOX = 10_000
 _REBUILD_S = 0.5
 _STOP = b""
 _POKE_MS = 500
-_TAIL = "tail."
+_TAIL, _MARK = "tail.", "mark."
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,9 @@ class Subscriber:
         self._inbox: Inbox[Received | Lost] = Inbox(_INBOX)
         self._scheduled = False
         self._prefixes: set[bytes] = set()
+        #: the same as text, and topics that were found to begin with one of them
+        self._covers: tuple[str, ...] = ()
+        self._covered: set[str] = set()
         self._closed = False
         self._warnings = Seldom()
         #: messages that could not be read
@@ -104,11 +107,13 @@ class Subscriber:
 
     def subscribe(self, prefix: str) -> None:
         """Ask for all topics that begin with ``prefix``; asked once however often it is said."""
-        self._control.send(b"+" + prefix.encode())
+        self._command(b"+" + prefix.encode())
 
     def unsubscribe(self, prefix: str) -> None:
-        """Take :meth:`subscribe` back."""
-        self._control.send(b"-" + prefix.encode())
+        """Take :meth:`subscribe` back. What comes of these topics when somebody subscribes to them
+        again has lost nothing before it.
+        """
+        self._command(b"-" + prefix.encode())
 
     def offer(self, events: Iterable[LastEvent]) -> None:
         """Take the broker's memory of last events: what is news is delivered."""
@@ -128,6 +133,10 @@ class Subscriber:
         self._sockets.close(self._far)
 
     # ── on the loop ─────────────────────────────────────────────────────────────────────────────
+
+    def _command(self, command: bytes) -> None:
+        if not self._closed:
+            self._control.send(command)
 
     def _flush(self) -> None:
         with self._lock:
@@ -200,10 +209,36 @@ class Subscriber:
             self._prefixes.add(prefix)
             if socket is not None:
                 socket.setsockopt(zmq.SUBSCRIBE, prefix)
+            self._cover()
         elif command[:1] == b"-" and prefix in self._prefixes:
             self._prefixes.discard(prefix)
             if socket is not None:
                 socket.setsockopt(zmq.UNSUBSCRIBE, prefix)
+            self._cover()
+            self._forget(prefix.decode())
+        return True
+
+    def _cover(self) -> None:
+        with self._lock:
+            self._covers = tuple(each.decode() for each in self._prefixes)
+            self._covered.clear()
+
+    def _forget(self, prefix: str) -> None:
+        with self._lock:
+            if prefix.startswith(_MARK):
+                self._tracker.forget(prefix)
+            else:
+                self._tracker.keep_only(self._covers)
+
+    def _is_covered(self, name: str) -> bool:
+        """An event may have been in the socket when its subscription ended."""
+        if name in self._covered:
+            return True
+        if not name.startswith(self._covers):
+            return False
+        if len(self._covered) >= _INBOX:
+            self._covered.clear()
+        self._covered.add(name)
         return True
 
     def _watch(self, monitor: zmq.Socket[bytes], health: Health) -> bool:
@@ -241,6 +276,8 @@ class Subscriber:
         *,
         snapshot: bool = False,
     ) -> None:
+        if not self._is_covered(name):
+            return
         try:
             event = decode_event(header)
             seen = self._tracker.seen(name, event, snapshot=snapshot)

@@ -40,6 +40,7 @@ COMMANDS = [
     "doctor",
     "get",
     "init",
+    "log",
     "ls",
     "relay",
     "set",

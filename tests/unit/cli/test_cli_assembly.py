@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ ttl_seconds = 12.5
 address = "10.0.0.1"
 
 [relay]
+keep_alive = 7.5
+log_level = "warning"
 default_rpc_bind = "tcp://*:6850"
 state_interval = 0.25
 broker_rpc = "tcp://BROKER:6750"
@@ -44,6 +47,7 @@ broker_rpc = "tcp://BROKER:6750"
 broker_xsub = "tcp://BROKER:6751"
 heartbeat_seconds = 1.5
 default_address = "10.0.0.3"
+log_level = "off"
 
 [[relays]]
 id = "psu-1"
@@ -55,6 +59,7 @@ bind = "tcp://127.0.0.1:6851"
 id = "psu-2"
 driver = "labmesh.instruments.simulated:PowerSupply"
 poll = 0.75
+publish = "change"
 """
 
 
@@ -89,6 +94,7 @@ def test_a_bank_has_what_its_table_says(config: Config) -> None:
         "tcp://10.0.0.1:6750",
         "tcp://10.0.0.1:6751",
     ]
+    assert node._log_level is None
 
 
 def test_a_relay_has_what_its_table_and_its_entry_say(config: Config) -> None:
@@ -113,8 +119,10 @@ def test_a_relay_has_what_its_table_and_its_entry_say(config: Config) -> None:
     assert isinstance(node.driver, PowerSupply)
     with pytest.raises(ValueError, match="outside 0 to 5 V"):
         node.driver.set_voltage(6)
+    assert held(node, "_keep_alive_s", "_log_level") == [None, logging.WARNING]
     other = assembly.make_relay(config, second, PowerSupply())
     assert other._state_interval_s == 0.75, "an entry's own poll wins"
+    assert other._keep_alive_s == 7.5, "and so does what it publishes"
 
 
 def test_a_relay_knows_what_is_read_only_and_whether_it_needs_a_lease(config: Config) -> None:

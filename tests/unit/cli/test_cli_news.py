@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from labmesh.cli.news import sentence
+from labmesh.cli.news import gap_sentence, sentence
+from labmesh.healing import Gap
 from labmesh.protocol.leases import Leases
 
 LEASE = {"holder": "anna@lab-3", "note": "T sweep", "fence": 3}
@@ -52,15 +53,29 @@ LEASE = {"holder": "anna@lab-3", "note": "T sweep", "fence": 3}
             {"error": "OSError: no answer"},
             "safe_state() FAILED: OSError: no answer; look at the instrument",
         ),
+        ("alarm", "3 bar in the\nchamber", "ALARM: 3 bar in the chamber"),
+        ("message", "cold", "cold"),
+        ("progress", 0.254, "progress 25 %"),
+        ("progress", {"done": 2, "of": 3}, "progress done=2 of=3"),
+        ("scan.done", None, "scan.done"),
+        ("scan.step", {"at": 1.5}, "scan.step at=1.5"),
     ],
 )
-def test_an_event_in_words(kind: str, value: dict[str, Any], text: str) -> None:
+def test_an_event_in_words(kind: str, value: Any, text: str) -> None:
     assert sentence("Inst-0", kind, value) == f"Inst-0: {text}"
 
 
-@pytest.mark.parametrize(("kind", "value"), [("alive", None), ("lease", 5), ("other", {"a": 1})])
+@pytest.mark.parametrize(("kind", "value"), [("alive", None), ("lease", 5)])
 def test_what_is_of_no_interest_is_not_told(kind: str, value: object) -> None:
     assert sentence("Inst-0", kind, value) == ""
+
+
+def test_a_gap_in_words() -> None:
+    gap = Gap("event", "Inst-0", "e1", 5, 9, lost=2, recovered=3)
+    assert gap_sentence(gap) == ("Inst-0: 5 events did not come, 3 of them delivered late; LOST: 2")
+    assert gap_sentence(Gap("state", "Inst-0", "e1", 5, 9, lost=5)) == (
+        "Inst-0: 5 states did not come; LOST: 5"
+    )
 
 
 def test_events_of_another_version_do_no_harm() -> None:

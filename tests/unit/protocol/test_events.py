@@ -81,6 +81,16 @@ def test_a_forgotten_topic_begins_anew() -> None:
     tracker.forget("state.unknown")
 
 
+def test_topics_that_nobody_listens_to_any_more_begin_anew() -> None:
+    tracker = Tracker()
+    for topic in ("state.a", "state.b", "event.a"):
+        tracker.seen(topic, event(1))
+    tracker.keep_only(("state.b", "event."))
+    assert tracker.seen("state.a", event(9)) == NEW
+    assert tracker.seen("state.b", event(9)) == lost(7, 2)
+    assert tracker.seen("event.a", event(9)) == lost(7, 2)
+
+
 def test_the_topic_unheard_for_longest_is_forgotten_first() -> None:
     tracker = Tracker(max_topics=2)
     tracker.seen("a", event(1))

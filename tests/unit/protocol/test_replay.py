@@ -56,11 +56,15 @@ def test_a_page_ends_where_it_is_full_and_has_one_event_at_least() -> None:
     assert sequences(ring.between("event.psu-1", EPOCH, 3, 5, 10_000)) == [3, 4, 5]
 
 
-def test_states_do_not_push_out_what_happened() -> None:
+def test_states_and_logs_do_not_push_out_what_happened() -> None:
     rings = Rings()
     rings.keep(b"event.psu-1", header(1), memoryview(b"alarm"))
     for sequence in range(1, 2001):
         rings.keep(b"state.psu-1", header(sequence), b"state")
+        rings.keep(b"log.psu-1", header(sequence), b"line")
+        rings.keep(b"tail.psu-1", header(sequence), b"tail")
     alarm, _ = rings.between("event.psu-1", EPOCH, 1, 1)
     assert [each.payload for each in alarm] == [b"alarm"]
     assert sequences(rings.between("state.psu-1", EPOCH, 1, 978)) == [977, 978]
+    assert sequences(rings.between("log.psu-1", EPOCH, 1, 978)) == [977, 978]
+    assert sequences(rings.between("tail.psu-1", EPOCH, 1, 2000)) == []

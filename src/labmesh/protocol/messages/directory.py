@@ -114,7 +114,7 @@ class ListLast(Request, frozen=True, kw_only=True, omit_defaults=True, tag="list
 class Replay(Request, frozen=True, kw_only=True, omit_defaults=True, tag="replay"):
     """The events of a topic again whose sequences are ``first`` to ``last`` → LastEvents, in order.
 
-    The broker remembers the last 1024 events or 8 MiB of states, and as many of everything else.
+    The broker remembers the last 1024 events or 8 MiB of states, as many of logs and of the rest.
     What it has forgotten is left out; ``more``: the rest did not fit, ask again behind the last.
     """
 

@@ -1,0 +1,73 @@
+"""What a mesh calls back: presence, datasets, events, logs, gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from labmesh.blocking.session import Session
+from labmesh.feed import Ids
+from labmesh.healing import Gap
+from labmesh.listening import Subscription
+from labmesh.log_stream import LogLine
+
+__all__ = ["News"]
+
+
+class News:
+    """The callbacks of a mesh.
+
+    Each is called in the mesh's own thread: return soon, and make no blocking call of this mesh
+    there. Cancel what is returned to end it.
+    """
+
+    _session: Session
+
+    def on_presence(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
+        """Call ``callback(change)`` when a node joins, falls silent, comes back or leaves.
+
+        The change has ``node_id``, ``kind``, ``change`` (``joined``, ``suspect``, ``back``,
+        ``left``), ``reason`` and the node's ``endpoints``, ``title``, ``host``, ``pid``.
+
+        It is called in the mesh's own thread: return soon, and make no blocking call of this mesh
+        there. Cancel what is returned to end it.
+        """
+        return self._session.subscribe(self._session.client.on_presence, callback)
+
+    def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
+        """Call ``callback(record)`` for each dataset that a bank has stored.
+
+        The record has ``dataset_id``, ``bank_id``, ``relay_id``, ``size`` (bytes), ``sha256``,
+        ``name``, ``kind``, ``created`` (POSIX seconds), ``meta``. Threads as in
+        :meth:`on_presence`.
+        """
+        return self._session.subscribe(self._session.client.on_dataset, callback)
+
+    def on_event(
+        self, callback: Callable[[str, str, Any], object], relay_id: Ids = None
+    ) -> Subscription:
+        """Call ``callback(relay_id, kind, value)`` for what relays and their drivers tell beside
+        states: see :meth:`DirectorClientAgent.on_event`. Threads as in :meth:`on_presence`.
+
+        :param relay_id: an id, a pattern, or several of them; None: all relays.
+        """
+        return self._session.subscribe(self._session.client.on_event, callback, relay_id)
+
+    def on_log(
+        self,
+        callback: Callable[[LogLine], object],
+        node_id: Ids = None,
+        *,
+        level: str | int = "INFO",
+    ) -> Subscription:
+        """Call ``callback(line)`` for what relays and banks log from this level on. Threads as in
+        :meth:`on_presence`.
+        """
+        return self._session.subscribe(self._session.client.on_log, callback, node_id, level=level)
+
+    def on_gap(self, callback: Callable[[Gap], object]) -> Subscription:
+        """Call ``callback(gap)`` for each loss among the events that this mesh listens to: exactly
+        how many, of which node; :attr:`Gap.recovered` of them were delivered late. Threads as in
+        :meth:`on_presence`.
+        """
+        return self._session.subscribe(self._session.client.on_gap, callback)
