@@ -13,6 +13,7 @@ from labmesh.download_run import AskFetch, download
 from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import DatasetId, DatasetRecord, UploadStart
+from labmesh.protocol.meta import plain_meta
 from labmesh.provenance import sender_facts
 from labmesh.transport.keys import Security
 from labmesh.transport.sockets import Sockets
@@ -113,7 +114,7 @@ async def upload(
         relay_id=relay_id,
         name=name,
         kind=kind,
-        meta=dict(meta or {}),
+        meta=plain_meta(meta or {}),
         parents=[DatasetId(each) for each in parents],
         tags=list(tags),
         provenance=dict(provenance or {}),

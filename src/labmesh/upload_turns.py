@@ -15,8 +15,9 @@ __all__ = ["Item", "Turn", "leave", "write_all"]
 
 log = logging.getLogger(__name__)
 
-#: Chunks of one upload that are written in one go: a hop to a thread costs as much as 100 kB.
-_TOGETHER = 8
+#: Chunks of one upload that are written in one go: a hop to a thread costs as much as 100 kB. So
+#: few of a window that its sender hears of the first while the rest are written.
+_TOGETHER = 3
 
 
 class Item:

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from labmesh.banks import Bank, Banks
 from labmesh.content import Content, Packed, Source, open_source, packed
 from labmesh.protocol.messages import DatasetId, DatasetRecord, NodeRecord, UploadStart
+from labmesh.protocol.meta import plain_meta
 from labmesh.protocol.spooling import check_start
 from labmesh.spool import SpoolSender
 from labmesh.storage.spool import Incoming, Spool, Spooled
@@ -196,7 +197,7 @@ class RelayUploads:
                 relay_id=self._relay_id,
                 name=name,
                 kind=kind,
-                meta=dict(meta or {}),
+                meta=plain_meta(meta or {}),
                 parents=[DatasetId(each) for each in parents],
                 tags=list(tags),
                 provenance=dict(provenance),

@@ -165,7 +165,7 @@ class UploadsDesk:
         check_id(request.dataset_id, "dataset id")
         if not self._receiver.is_open(request.dataset_id):
             request = await self._enriched(request, origin)
-        stored = await self._look_up(request.dataset_id)
+        stored = await self._threads.run("catalog", self._whole_one, request.dataset_id)
         step = self._receiver.start(request, stored, time.monotonic())
         if isinstance(step, Committed):
             return step
@@ -212,6 +212,20 @@ class UploadsDesk:
 
     async def _look_up(self, dataset_id: str) -> DatasetRecord | None:
         return await self._threads.run("catalog", self._catalog.get, dataset_id)
+
+    def _whole_one(self, dataset_id: str) -> DatasetRecord | None:
+        """The record of this id, unless its bytes are gone: then they are taken once more."""
+        stored = self._catalog.get(dataset_id)
+        return stored if stored is not None and self._has_bytes(stored) else None
+
+    def _has_bytes(self, stored: DatasetRecord) -> bool:
+        """A look at the first piece: not even an object that was set aside answers that."""
+        try:
+            self._store.read(stored.sha256, 0, min(1, stored.size))
+        except StorageError as exc:
+            log.warning("dataset %s is taken again: %s", stored.dataset_id, exc)
+            return False
+        return True
 
     async def _enriched(self, request: Any, origin: Origin) -> Any:
         """A request to begin, with what the bank itself knows of its origin."""
@@ -336,7 +350,9 @@ class UploadsDesk:
     def _store_whole(self, record: DatasetRecord, body: memoryview) -> DatasetRecord:
         stored = self._catalog.get(record.dataset_id)
         if stored is not None:
-            return check_same(stored, record.size, record.sha256)
+            same = check_same(stored, record.size, record.sha256)
+            if self._has_bytes(stored):
+                return same
         # Start and commit are the same moment, and so are the states.
         provenance = {**record.provenance, "committed": time.time()}
         part = self._store.begin(record.size)

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,22 @@ def test_several_are_fetched_and_one_that_fails_does_not_stop_the_others(
     assert "many-2: into/many-2.csv exists with other content; --force" in err
     assert command("data", "get", "many-1", "many-2", "into/", "--force")[0] == 0
     assert (tmp_path / "into" / "many-2.csv").read_text() == "1\n"
+
+
+def test_what_is_printed_is_not_held_in_memory(
+    command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = "0123456789abcde\n" * 4_000_000
+    (tmp_path / "long.txt").write_text(text)
+    assert command("data", "put", "long.txt", "--id", "long")[0] == 0
+    tracemalloc.start()
+    try:
+        assert main(["data", "get", "long", "-"]) == 0
+        _, held = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert capfd.readouterr().out == text
+    assert held < len(text) / 2
 
 
 @pytest.mark.parametrize(

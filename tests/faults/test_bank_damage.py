@@ -223,7 +223,8 @@ def _foreign_files(root: Path) -> None:
 
 def _drafts_of_a_kill(root: Path) -> None:
     (root / "records" / ".dataset-1.9.tmp").write_bytes(b'{"format": 1, "data')
-    (root / "notes" / "dataset-3.jsonl").open("ab").write(b'{"time": 1.0, "no')
+    with (root / "notes" / "dataset-3.jsonl").open("ab") as notes:
+        notes.write(b'{"time": 1.0, "no')
     (root / "parts" / "00000077.part").write_bytes(b"x")
     (root / "parts" / "00000078.json").write_bytes(b"{")
 

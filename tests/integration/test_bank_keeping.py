@@ -254,6 +254,24 @@ async def test_damage_is_found_by_a_scrub_and_by_verify_and_mended_by_an_upload(
         assert (await proxy.status()).facts["damaged"] == 0
 
 
+async def test_what_is_gone_is_taken_again_under_its_own_id(places: Places) -> None:
+    async with bank_of(places) as (_, proxy):
+        for content, dataset_id in ((SCAN, "small"), (MUCH, "large")):
+            record = await proxy.upload(content, dataset_id=dataset_id)
+            for harm in (flipped, Path.unlink):
+                stored = object_of(places, content)
+                assert stored is not None
+                harm(stored)
+                with pytest.raises(StorageError):
+                    await proxy.read(dataset_id)
+                again = await proxy.upload(content, dataset_id=dataset_id)
+                assert (again.sequence, again.created) == (record.sequence, record.created)
+                assert await proxy.read(dataset_id) == content
+            with pytest.raises(Conflict):
+                await proxy.upload(b"something else", dataset_id=dataset_id)
+            assert await proxy.read(dataset_id) == content
+
+
 async def test_a_quota_refuses_before_the_first_byte(places: Places) -> None:
     async with bank_of(places, quota_bytes=4_000_000) as (_, proxy):
         await proxy.upload(SCAN, dataset_id="scan")

@@ -24,7 +24,14 @@ from tests.support.served import ServedMesh
 
 from labmesh.blocking.bank import Bank
 from labmesh.content.sinks import KEPT_BYTES, part_path
-from labmesh.errors import ChecksumMismatch, Conflict, Damaged, NotFound, ProtocolError
+from labmesh.errors import (
+    ChecksumMismatch,
+    Conflict,
+    Damaged,
+    NotFound,
+    ProtocolError,
+    TooLarge,
+)
 from labmesh.instruments.simulated import PowerSupply
 from labmesh.protocol.messages import Fetched
 from labmesh.testing import LocalMesh
@@ -109,6 +116,8 @@ def test_a_large_table_or_grid_is_read_by_way_of_a_file_that_goes(
 def test_what_cannot_be_put_is_said(bank: Bank) -> None:
     with pytest.raises(TypeError, match=r"meta is a dict of what is worth knowing.*not a list"):
         bank.put(b"", meta=[1])  # type: ignore[arg-type]
+    with pytest.raises(TooLarge, match=r"meta takes .* over the limit"):
+        bank.put(b"", meta={"log": "x" * 1_000_000})
     with pytest.raises(TypeError, match="a tag is text, not int"):
         bank.put(b"", tags=[1])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="1 to 64 characters"):
@@ -120,6 +129,7 @@ def test_what_cannot_be_put_is_said(bank: Bank) -> None:
     with pytest.raises(TypeError, match="cannot upload type"):
         bank.put(object, meta={})
     assert bank.list() == []
+    assert bank.put(b"", meta={"T": np.float64(4.2)}).meta == {"T": 4.2}
 
 
 async def test_a_slice_moves_only_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +252,8 @@ def test_tags_notes_children_and_the_trash(bank: Bank) -> None:
     ]
     assert all("@" in each.who and "pid" not in each.who for each in raw.history)
     assert "loose" in repr(raw.history)
+    with pytest.raises(TooLarge, match="a dataset of its own"):
+        raw.note("µ" * 5001)
     assert "+good" in raw.history._repr_html_()
 
     fit.delete(why="wrong model")

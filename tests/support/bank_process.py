@@ -72,12 +72,16 @@ class BankProcess:
     def start(self) -> Process:
         """Start it (again); returns when it serves."""
         begun = time.monotonic()
-        process = Process([program("bank_alone.py"), json.dumps(self.options)], cwd=self._cwd)
+        process = Process(self.command(), cwd=self._cwd)
         process._command = [*self._prefix, *process._command]
         self.process = self._stack.enter_context(process)
         self.process.wait_for("^serving ", _START_S)
         self.starts_s.append(time.monotonic() - begun)
         return self.process
+
+    def command(self) -> list[str | Path]:
+        """What follows the interpreter on the command line."""
+        return [program("bank_alone.py"), json.dumps(self.options)]
 
     def kill9(self) -> None:
         """Kill it, if it lives."""
@@ -164,9 +168,15 @@ class Uploads:
         self.sent: dict[str, str] = {}
         self.acknowledged: list[str] = []
 
+    @staticmethod
+    def digest(content: bytes) -> str:
+        """The SHA-256 by which content is compared."""
+        return hashlib.sha256(content).hexdigest()
+
     async def one(self, dataset_id: str, content: bytes, **options: Any) -> None:
         """Upload, through every break, and remember that it was acknowledged."""
-        self.sent[dataset_id] = hashlib.sha256(content).hexdigest()
+        sent = self.digest(content)
+        self.sent[dataset_id] = sent
         settings = {"timeout": 5.0, "retries": 1000, **options}
         await upload_dataset(self.ingest, content, dataset_id=dataset_id, **settings)
         self.acknowledged.append(dataset_id)

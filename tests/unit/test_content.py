@@ -325,6 +325,15 @@ async def test_an_array_comes_back_as_it_was(dtype: str, executor: Executor) -> 
     np.testing.assert_array_equal(read, array[:, ::2])
 
 
+def test_an_array_does_not_lose_its_mask_or_unit_unsaid() -> None:
+    class Quantity(np.ndarray):
+        unit = "V"
+
+    for array in (np.ma.masked_less(np.arange(3.0), 1), np.arange(3.0).view(Quantity)):
+        with pytest.raises(ValueError, match="mask or unit"):
+            packed(array)
+
+
 def test_an_array_of_objects_is_not_pickled_on_either_side() -> None:
     with pytest.raises(ValueError, match="array of Python objects"):
         packed(np.array([{"a": 1}], dtype=object))

@@ -241,6 +241,20 @@ def test_a_second_writer_takes_a_part_of_its_own(tmp_path: Path) -> None:
 
 
 @posix
+@pytest.mark.parametrize("link", [False, True])
+def test_a_pipe_or_device_is_not_replaced(link: bool, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    path = tmp_path / "link" if link else pipe
+    if link:
+        path.symlink_to(pipe)
+    with pytest.raises(FileExistsError, match="give another name"):
+        opened(path)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert not list(tmp_path.glob(".*"))
+
+
+@posix
 @pytest.mark.parametrize("trap", ["symlink", "hard link", "folder", "read-only"])
 def test_what_somebody_else_has_put_in_its_place_is_not_touched(trap: str, tmp_path: Path) -> None:
     path, precious = tmp_path / "here" / "scan.bin", tmp_path / "precious"

@@ -128,6 +128,11 @@ def _packed_array(array: Any) -> Packed:
             "an array of Python objects is not stored: only pickle could read it; convert it, for "
             "example by .astype(float) or .astype(str)"
         )
+    if isinstance(array, numpy.ma.MaskedArray) or hasattr(array, "unit") or hasattr(array, "units"):
+        raise ValueError(
+            f"the mask or unit of a {type(array).__name__} would be lost; put .filled(numpy.nan) "
+            "or numpy.asarray(...) of it, and the mask as an array or the unit in meta"
+        )
     plain = numpy.asarray(array)
     ordered = numpy.ascontiguousarray(plain).reshape(plain.shape)
     fields = numpy.lib.format.header_data_from_array_1_0(ordered)

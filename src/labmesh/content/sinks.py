@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
 import stat
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Protocol
 
 from labmesh.content.sources import Piece
+from labmesh.storage.running_sha256 import RunningSha256
 
 if sys.platform != "win32":
     import fcntl
@@ -119,12 +122,15 @@ class FileSink:
 
     :param sha256: of the dataset, as its record says.
     :param size: of the dataset; an earlier part that is longer is dropped.
-    :raises OSError: the folder is missing, or cannot be written.
+    :raises OSError: the folder is missing, or cannot be written; or ``path`` is a device, a pipe or
+        the like, in whose place no file is put.
     """
 
     def __init__(self, path: Path, *, sha256: str = "", size: int | None = None) -> None:
+        _refuse_devices(path)
         self.path = path
-        self._sha256 = hashlib.sha256()
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="labmesh-hash")
+        self._sha256 = RunningSha256(self._hashing)
         self._offset = 0
         self._finished = self._wrong = False
         self._sync_error: OSError | None = None
@@ -146,8 +152,8 @@ class FileSink:
         return self._part
 
     def write(self, piece: Piece) -> None:
+        self._sha256.update(memoryview(piece))
         self._file.write(piece)
-        self._sha256.update(piece)
         self._offset += len(piece)
 
     def digest(self) -> str:
@@ -158,7 +164,7 @@ class FileSink:
     def restart(self) -> None:
         self._file.seek(0)
         self._file.truncate()
-        self._sha256 = hashlib.sha256()
+        self._sha256 = RunningSha256(self._hashing)
         self._offset = 0
         self._wrong = False
 
@@ -186,6 +192,7 @@ class FileSink:
         self._file.close()
 
     def discard(self) -> None:
+        self._hashing.shutdown(wait=False)
         if self._finished:
             self._file.close()
             return
@@ -210,7 +217,7 @@ class FileSink:
             self.restart()
             return
         while piece := self._file.read(_PIECE_BYTES):
-            self._sha256.update(piece)
+            self._sha256.update_here(memoryview(piece))
             self._offset += len(piece)
 
 
@@ -219,6 +226,20 @@ def part_path(path: Path, sha256: str) -> Path | None:
     if not sha256 or sys.platform == "win32":
         return None
     return path.with_name(f".{path.name[:_NAME_CHARACTERS]}.{sha256[:16]}.part")
+
+
+def _refuse_devices(path: Path) -> None:
+    """A rename would remove them: ``/dev/null`` for everybody, when root downloads."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # not there, or what opening the part beside it will tell
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise FileExistsError(
+            errno.EEXIST,
+            "this is a device, a pipe or a socket, not a file; give another name",
+            str(path),
+        )
 
 
 def _open_part(path: Path, sha256: str) -> tuple[Path, IO[bytes]]:

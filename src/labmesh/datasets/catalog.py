@@ -11,7 +11,7 @@ import msgspec
 from labmesh.content import Content, Sink
 from labmesh.datasets.origin import whoever
 from labmesh.datasets.query import search_of, tags_of
-from labmesh.errors import Damaged, NotFound, ProtocolError
+from labmesh.errors import Damaged, NotFound, ProtocolError, TooLarge
 from labmesh.holding import Client
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import (
@@ -46,6 +46,8 @@ __all__ = ["BankCatalog", "Home", "dataset_id_of"]
 R = TypeVar("R", bound=Reply)
 
 _PAGE = 1000
+#: A bank cuts off who sends more, and nobody would know why.
+_NOTE_BYTES = 10_000
 #: What reads a whole dataset at the bank's disk may take so long, and longer for a large one.
 _READ_S, _READ_BYTES_PER_S = 60.0, 20e6
 
@@ -165,7 +167,17 @@ class BankCatalog:
         return await self._annotate(dataset_id, remove_tags=tags_of(tags))
 
     async def note(self, dataset_id: str, note: str) -> DatasetRecord:
-        """Add a note to its history."""
+        """Add a note to its history.
+
+        :raises TooLarge: it has more than 10,000 bytes in UTF-8.
+        """
+        size = len(note.encode(errors="replace")) if isinstance(note, str) else 0
+        if size > _NOTE_BYTES:
+            raise TooLarge(
+                f"a note takes at most {_NOTE_BYTES} bytes, not {size}; put a longer one as a "
+                "dataset of its own, with this one as its parent",
+                limit=_NOTE_BYTES,
+            )
         return await self._annotate(dataset_id, note=note)
 
     async def history(self, dataset_id: str) -> builtins.list[Annotation]:

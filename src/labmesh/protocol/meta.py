@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 from labmesh.errors import ProtocolError, TooLarge
+from labmesh.protocol.arrays import is_numpy_scalar
 from labmesh.protocol.ids import shown
 
-__all__ = ["MAX_META_BYTES", "check_meta"]
+__all__ = ["MAX_META_BYTES", "check_meta", "plain_meta"]
 
 MAX_META_BYTES = 256 * 2**10
 _MAX_DEPTH = 32
@@ -33,6 +37,25 @@ def check_meta(meta: dict[str, object], max_bytes: int = MAX_META_BYTES) -> None
     _check_plain(meta, "meta", 0)
     if size is None:
         raise ProtocolError("meta has text that is not valid Unicode")
+
+
+def plain_meta(meta: Mapping[str, object]) -> dict[str, object]:
+    """What a sender does with metadata, before a byte leaves: numpy's scalars become plain numbers
+    and text, and the rest is checked as by :func:`check_meta`.
+    """
+    plain = {key: _without_numpy(value, 1) for key, value in meta.items()}
+    check_meta(plain)
+    return plain
+
+
+def _without_numpy(value: Any, depth: int) -> object:
+    if depth > _MAX_DEPTH:
+        _check_plain(value, "meta", depth)
+    if isinstance(value, dict):
+        return {key: _without_numpy(inner, depth + 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_numpy(inner, depth + 1) for inner in value]
+    return value.item() if is_numpy_scalar(value) else value
 
 
 def _check_plain(value: object, place: str, depth: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import datetime
+from datetime import date, datetime
 from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
@@ -93,15 +93,17 @@ def conditions_of(**facts: Any) -> list[Condition]:
     return [_keyword(name, value) for name, value in facts.items()]
 
 
-def moment(when: str | float | datetime, now: float) -> float:
+def moment(when: str | float | date, now: float) -> float:
     """POSIX seconds of a time: ``"2h"`` before ``now`` (units ``s min h d w``), ``"2026-11-22"``
-    (its begin), ``"2026-11-22T14:00+01:00"``, a :class:`~datetime.datetime`, or POSIX seconds.
-    Without a zone it is the local one.
+    (its begin), ``"2026-11-22T14:00+01:00"``, a :class:`~datetime.datetime` or
+    :class:`~datetime.date`, or POSIX seconds. Without a zone it is the local one.
 
     :raises ProtocolError: it cannot be read; the text says how one is written.
     """
     if isinstance(when, datetime):
         return _posix(when)
+    if isinstance(when, date):
+        return _posix(datetime(when.year, when.month, when.day))
     if isinstance(when, str):
         ago = _DURATION.fullmatch(when.strip())
         if ago is not None:

@@ -7,7 +7,6 @@ A part without one is worth nothing to a later process.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import logging
 import re
@@ -32,6 +31,7 @@ from labmesh.storage.fileops import (
 from labmesh.storage.health import DiskHealth
 from labmesh.storage.pieces import PIECE_BYTES, PieceSums, Sums
 from labmesh.storage.room import Claim, Room
+from labmesh.storage.running_sha256 import RunningSha256
 
 __all__ = ["PART_FILE", "FilePart", "PartFiles", "PartRecord", "Workshop"]
 
@@ -40,8 +40,6 @@ log = logging.getLogger(__name__)
 #: Every file in the folder of the parts that is ours, with its number.
 PART_FILE = re.compile(r"(\d{8,})\.(part|json|json\.tmp|sums|probe)", re.ASCII)
 
-#: Smaller pieces are hashed faster than another thread is woken.
-_BESIDE_BYTES = 2**17
 #: Below this, asking the file system to reserve room costs more than it is worth.
 _RESERVE_BYTES = 2**20
 #: Hashed at once of a part that an earlier process began, before others have their turn.
@@ -132,7 +130,7 @@ class FilePart:
         self.note = note
         self._size = self._durable = claim.size
         self._record_stands = self._resumed = claim.size > 0
-        self._whole = hashlib.sha256()
+        self._whole = RunningSha256(shop.threads)
         self._sums = PieceSums()
         #: The bytes before ``_hashed`` are in the digests. While they are behind the file, a
         #: thread reads what they lack, and ``write()`` leaves them alone.
@@ -195,17 +193,9 @@ class FilePart:
         if self._behind:
             write_all(self._shop.ops, fd, self._size, view)
             return
-        if len(view) < _BESIDE_BYTES:
-            write_all(self._shop.ops, fd, self._size, view)
-            self._whole.update(view)
-            self._sums.update(view)
-        else:
-            hashing = self._shop.threads.submit(self._whole.update, view)
-            try:
-                write_all(self._shop.ops, fd, self._size, view)
-                self._sums.update(view)
-            finally:
-                hashing.result()
+        self._whole.update(view)
+        write_all(self._shop.ops, fd, self._size, view)
+        self._sums.update(view)
         self._hashed += len(view)
 
     def sync(self) -> int:
@@ -263,8 +253,9 @@ class FilePart:
                 piece = read_range(ops, fd, self._hashed, min(PIECE_BYTES, end - self._hashed))
                 if not piece:
                     raise StorageError(f"{self._files.content.name} lost bytes; upload again")
-                self._whole.update(piece)
-                self._sums.update(memoryview(piece))
+                view = memoryview(piece)
+                self._whole.update_here(view)
+                self._sums.update(view)
                 self._hashed += len(piece)
         finally:
             ops.close(fd)

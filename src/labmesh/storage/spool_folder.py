@@ -21,7 +21,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from labmesh.errors import ConfigError, LabmeshError, NoSpace, ProtocolError, StorageError
@@ -59,6 +59,8 @@ class SpoolFolder:
         self._lock = threading.Lock()
         self._steps = threading.Lock()
         self._used = 0
+        #: what was put aside: file → bytes, which count until somebody clears it away
+        self._aside: dict[Path, int] = {}
         self._lock_fd: int | None = None
         try:
             make_folder(ops, root)
@@ -86,6 +88,8 @@ class SpoolFolder:
         """
         with self._lock:
             if self._used + size > self.limit_bytes and not at_start:
+                self._notice_what_was_cleared_away()
+            if self._used + size > self.limit_bytes and not at_start:
                 raise NoSpace(
                     f"the spool {self.root} is full: it holds {self._used} of {self.limit_bytes} "
                     f"bytes, and {size} more do not fit; start the bank that they wait for, clear "
@@ -94,6 +98,12 @@ class SpoolFolder:
                     used=self._used,
                 )
             self._used += size
+
+    def _notice_what_was_cleared_away(self) -> None:
+        for path in list(self._aside):
+            with suppress(OSError):  # who cannot look takes it to be there
+                if not self.ops.exists(path):
+                    self._used -= self._aside.pop(path)
 
     def give_room(self, size: int) -> None:
         """So many bytes are gone."""
@@ -158,6 +168,7 @@ class SpoolFolder:
         self.ops.fsync_dir(self.root)
         for suffix in ("new", "bank"):
             remove_quietly(self.ops, self.path(number, suffix))
+        self._aside[folder / "data"] = self._size(folder / "data")
         return folder
 
     def _write(self, number: int, suffix: str, content: bytes) -> None:
@@ -183,7 +194,9 @@ class SpoolFolder:
         if not self.ops.exists(folder):
             return {}
         names = [each for each in self.ops.listdir(folder) if _ASIDE.fullmatch(each)]
-        return {int(each.partition("-")[0]): self._size(folder / each / "data") for each in names}
+        sizes = {each: self._size(folder / each / "data") for each in names}
+        self._aside.update({folder / each / "data": size for each, size in sizes.items()})
+        return {int(each.partition("-")[0]): size for each, size in sizes.items()}
 
     @contextmanager
     def errors(self, action: str) -> Iterator[None]:

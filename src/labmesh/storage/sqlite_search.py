@@ -25,12 +25,18 @@ _LONG = 3
 _FOLDED = "CASE WHEN length({0}) = length(CAST({0} AS BLOB)) THEN lower({0}) ELSE fold({0}) END"
 
 
+#: A dataset by itself is looked at sooner than the index has listed all that have a common word.
+_HAS_WORD = "EXISTS (SELECT 1 FROM texts t WHERE t.sequence = d.sequence AND instr(t.text, ?))"
+
+
 class _Term(NamedTuple):
     """A condition on ``d.sequence``: to check one dataset by, or to select all that meet it."""
 
     check: str
     select: str
     parameters: tuple[Any, ...]
+    #: those of ``check``, where they are others
+    checked: tuple[Any, ...] | None = None
 
 
 def stored_value(value: Value) -> str | int | float | bytes:
@@ -60,16 +66,17 @@ def found_rows(
             clauses.append(f"d.sequence IN ({', '.join(map(str, few))})")
         else:
             clauses.append(term.check)
-            parameters += term.parameters
+            parameters += term.parameters if term.checked is None else term.checked
     source = "datasets d"
-    if terms.match:
+    if terms.match and search.sort == "sequence":
         # Without a rare condition and in the order of sequences the word index is walked itself.
-        if rarest is None and search.sort == "sequence":
+        if rarest is None:
             source = "words w CROSS JOIN datasets d ON d.sequence = w.rowid"
             clauses.append("words MATCH ?")
+            parameters.append(terms.match)
         else:
-            clauses.append("d.sequence IN (SELECT rowid FROM words WHERE words MATCH ?)")
-        parameters.append(terms.match)
+            clauses += [_HAS_WORD] * len(terms.long)
+            parameters += terms.long
     key = "w.rowid" if source != "datasets d" else f"d.{search.sort}"
     if search.cursor is not None:
         clauses.append(f"({key}, d.sequence) {'<' if search.descending else '>'} (?, ?)")
@@ -94,12 +101,16 @@ class _Terms:
         #: those that can only be checked
         self.plain: list[str] = []
         self.plain_parameters: list[Any] = []
-        long = [each for each in search.words if full_text and len(each) >= _LONG]
+        self.long = [each for each in search.words if full_text and len(each) >= _LONG]
         #: of the word index
-        self.match = " ".join('"' + each.replace('"', '""') + '"' for each in long)
+        self.match = " ".join('"' + each.replace('"', '""') + '"' for each in self.long)
         for word in search.words:
-            if word not in long:
+            if word not in self.long:
                 self._add_short_word(word)
+        if self.match and search.sort != "sequence":
+            select = "SELECT rowid FROM words WHERE words MATCH ?"
+            check = " AND ".join([_HAS_WORD] * len(self.long))
+            self.selective.append(_Term(check, select, (self.match,), tuple(self.long)))
         for group in _grouped(_comparisons(search), self._single_valued):
             self._add(group)
 
@@ -142,8 +153,7 @@ class _Terms:
 
     def _add_short_word(self, word: str) -> None:
         select = "SELECT sequence FROM texts WHERE instr(text, ?)"
-        check = "EXISTS (SELECT 1 FROM texts t WHERE t.sequence = d.sequence AND instr(t.text, ?))"
-        self.selective.append(_Term(check, select, (word,)))
+        self.selective.append(_Term(_HAS_WORD, select, (word,)))
 
     def _check(self, clause: str, *parameters: Any) -> None:
         self.plain.append(clause)

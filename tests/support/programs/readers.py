@@ -47,7 +47,7 @@ async def main(retrieve: str, dataset_id: str, count: int, path: str) -> None:
         async def ask(fetch: Fetch) -> tuple[Fetched, memoryview | None]:
             return await links[0].request_body(fetch, Fetched, timeout=LIMIT_S)
 
-        sink = await loop.run_in_executor(None, file_sink, Path(path), record)
+        sink = await loop.run_in_executor(None, FileSink, Path(path))
         await download(ask, record, sink)
         print("downloaded")
         return

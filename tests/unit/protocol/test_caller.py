@@ -462,7 +462,8 @@ class History:
         self.reached: dict[str, set[int]] = {}
 
     def open(self, deadline: float, method: str, resumable: bool) -> OpenRequest:
-        request = OpenRequest(str(len(self.requests) + 1), deadline, method, resumable)
+        # Those that have ended count, too: an id that comes twice would have the history of both.
+        request = OpenRequest(str(len(self.reached) + 1), deadline, method, resumable)
         self.requests[request.id] = request
         self.reached[request.id] = set()
         return request

@@ -4,10 +4,11 @@ import datetime
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from labmesh.errors import ProtocolError, TooLarge
-from labmesh.protocol.meta import MAX_META_BYTES, check_meta
+from labmesh.protocol.meta import MAX_META_BYTES, check_meta, plain_meta
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -60,3 +61,19 @@ def test_the_limit_is_named() -> None:
         check_meta({"note": "x" * MAX_META_BYTES})
     with pytest.raises(TooLarge, match="limit of 10"):
         check_meta({"note": "0123456789"}, max_bytes=10)
+
+
+def test_a_sender_makes_plain_values_of_numpys_scalars() -> None:
+    meta = {"T": np.float64(4.2), "n": [np.int32(3), {"on": np.bool_(True)}], "s": (np.str_("µ"),)}
+    plain = plain_meta(meta)
+    assert plain == {"T": 4.2, "n": [3, {"on": True}], "s": ["µ"]}
+    assert type(plain["T"]) is float
+    for wrong, place in (
+        ({"when": np.datetime64("2026-01-01")}, r"meta\['when'\] is a date"),
+        ({"trace": np.zeros(2)}, r"meta\['trace'\] is a ndarray"),
+        (nested(33), "nested deeper than 32"),
+        (nested(100_000), "nested deeper than 32"),
+        ({"note": "x" * MAX_META_BYTES}, "over the limit"),
+    ):
+        with pytest.raises((ProtocolError, TooLarge), match=place):
+            plain_meta(wrong)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -115,6 +115,7 @@ def test_a_moment_is_ago_a_date_or_a_number() -> None:
     ]
     assert moment("2026-11-22T13:00+01:00", 0) == NOON.timestamp()
     assert moment(NOON, 0) == NOON.timestamp()
+    assert moment(date(2026, 11, 22), 0) == moment("2026-11-22", 0)
     assert moment(5, 0) == 5.0
     local = datetime(2026, 11, 22)
     assert moment("2026-11-22", 0) == moment(local, 0) == local.timestamp()

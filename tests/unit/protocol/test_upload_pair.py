@@ -154,7 +154,11 @@ class Relay:
         self.was_read = self.was_read or self.sender.ended
         known = self.sha256 if self.was_read else None
         start = UploadStart(
-            id=self._call(), dataset_id=DATASET, session="a-session-token", size=self.size, sha256=known
+            id=self._call(),
+            dataset_id=DATASET,
+            session="a-session-token",
+            size=self.size,
+            sha256=known,
         )
         self.requests.put((start, b""))
 

@@ -89,7 +89,21 @@ def test_a_full_spool_refuses_at_once_and_takes_again_what_fits(root: Path) -> N
     # What was put aside counts, too.
     assert spool.facts().used_bytes == 40
     store(spool, "third", b"z" * 60)
+    with pytest.raises(NoSpace):
+        spool.begin(upload_start("fourth", size=40))
+    # It says to clear that away; then there is room at once, also for what an earlier start found.
+    (where / "data").unlink()
+    store(spool, "fourth", b"4" * 30).path.write_bytes(b"")
     spool.close()
+    again = Spool(root, 100)
+    assert again.facts().aside["damaged"] == 1
+    again.close()
+    last = Spool(root, 70)
+    for each in (root / "damaged").glob("*/data"):
+        each.unlink()
+    store(last, "fifth", b"5" * 10)
+    assert last.facts().used_bytes == 70
+    last.close()
 
 
 def test_what_was_interrupted_is_put_aside_and_never_sent(spool: Spool, root: Path) -> None:
