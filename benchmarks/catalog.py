@@ -1,6 +1,7 @@
 """How fast a bank's catalogue is: adding, starting, rebuilding, listing and searching.
 
     python benchmarks/catalog.py --datasets 100000
+    python benchmarks/catalog.py --datasets 100000 --bank /var/tmp/bank-100000
 
 The folder is on the disk of --folder, for the figures of adding are those of its syncs. Searches
 are the best of several runs, as on a quiet machine.
@@ -21,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from harness.report import _machine
+from harness.report import machine
 
 from labmesh.protocol.messages import Condition, DatasetId, DatasetRecord, SearchDatasets
 from labmesh.protocol.query import condition
@@ -86,23 +87,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--datasets", type=int, default=100_000, metavar="N")
     parser.add_argument("--adds", type=int, default=1000, metavar="N", help="to add one by one")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument(
+        "--bank",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the datasets there, and use those of an earlier run",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to this file")
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="labmesh-catalog-", dir=options.folder))
     try:
-        figures = dict(_measured(folder, options.datasets, options.adds))
+        figures = dict(_adding(folder, options.adds))
+        bank = options.bank or folder / "bank"
+        figures.update(_measured(bank, options.datasets))
     finally:
         shutil.rmtree(folder)
     width = max(map(len, figures))
     for name, (number, unit) in figures.items():
         print(f"{name:<{width}}  {number:>12,.2f} {unit}")
     if options.json is not None:
-        document = {"machine": _machine(), "datasets": options.datasets, "figures": figures}
+        document = {"machine": machine(), "datasets": options.datasets, "figures": figures}
         options.json.write_text(json.dumps(document, indent=1), encoding="utf-8")
     return 0
 
 
-def _measured(folder: Path, datasets: int, adds: int) -> Iterator[tuple[str, tuple[float, str]]]:
+def _adding(folder: Path, adds: int) -> Iterator[tuple[str, tuple[float, str]]]:
     yield "fsync of a new small file", (adds / _sync_files(folder / "syncs", adds), "/s")
     for threads in (1, 8):
         catalog = FileCatalog(folder / f"added-{threads}")
@@ -113,8 +122,13 @@ def _measured(folder: Path, datasets: int, adds: int) -> Iterator[tuple[str, tup
         took = time.perf_counter() - began
         catalog.close()
         yield f"add, {threads} thread(s)", (adds / took, "/s")
-    root = folder / "bank"
-    _write_records(root, datasets)
+
+
+def _measured(root: Path, datasets: int) -> Iterator[tuple[str, tuple[float, str]]]:
+    if not root.exists():
+        _write_records(root, datasets)
+    for each in root.glob("catalog.sqlite*"):
+        each.unlink()
     yield "build from the files", (_seconds(lambda: FileCatalog(root).close(), 1), "s")
     yield "start", (_seconds(lambda: FileCatalog(root).close(), 3), "s")
     yield "catalog.sqlite", ((root / "catalog.sqlite").stat().st_size / 2**20, "MiB")

@@ -36,11 +36,10 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
         parser.error(str(exc))
     if options.baseline is not None:
         candidates = with_baseline(candidates, options.baseline)
-    measurements = [
-        each
-        for each in suite.measurements
-        if options.measure is None or each.name in options.measure
-    ]
+    measurements = list(suite.measurements)
+    if options.measure is not None:
+        every = [*suite.measurements, *suite.on_demand]
+        measurements = [each for each in every if each.name in options.measure]
     usual = suite.quick if options.quick else suite.full
     pace = Pace(options.rounds or usual.rounds, options.seconds or usual.seconds, usual.warm_up_s)
     environments = Environments(options.env)
@@ -76,7 +75,7 @@ def _parser(suite: Suite) -> argparse.ArgumentParser:
     parser.add_argument(
         "--measure",
         action="append",
-        choices=[each.name for each in suite.measurements],
+        choices=[each.name for each in (*suite.measurements, *suite.on_demand)],
         help="measure this alone (may be repeated)",
     )
     parser.add_argument("--rounds", type=int, metavar="N", help=f"rounds ({suite.full.rounds})")

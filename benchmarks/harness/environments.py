@@ -50,7 +50,8 @@ class Environments:
         if not python.exists():
             _run([sys.executable, "-m", "venv", str(home)], "the virtual environment")
         wanted = requirements(candidate)
-        stamp = home / f"installed-{candidate.name}.txt"
+        # Of what it needs, not of its name: two benchmarks may have one of the same name.
+        stamp = home / f"installed-{'-'.join(candidate.needs)}.txt"
         if not stamp.exists() or stamp.read_text(encoding="utf-8") != "\n".join(wanted):
             print(f"installing {', '.join(wanted)} into {home}", file=sys.stderr)
             _run([str(python), "-m", "pip", "install", "--upgrade", *wanted], "pip install")

@@ -15,9 +15,10 @@ from typing import IO, Any, Self
 
 from harness.candidates import Candidate
 
-__all__ = ["PeerFailed", "Programs"]
+__all__ = ["PEERS", "PeerFailed", "Program", "Programs"]
 
-_PEERS = Path(__file__).parents[1] / "peers"
+#: Where the programs are.
+PEERS = Path(__file__).parents[1] / "peers"
 _START_S = 60.0
 _END_S = 10.0
 _LAST_WORDS_S = 1.0
@@ -27,7 +28,7 @@ class PeerFailed(Exception):
     """A candidate did not start, ended, or does not answer; the text says why."""
 
 
-class _Program:
+class Program:
     """One process that writes lines of JSON, and ends when its stdin is closed.
 
     It has a session of its own: Ctrl-C reaches the benchmark alone, which then ends it.
@@ -78,6 +79,20 @@ class _Program:
         line = self.receive(timeout_s)
         self._start_bytes = self._memory("VmRSS")
         return line
+
+    def memory_mb(self) -> float | None:
+        """MB that it has in memory; None where nobody knows."""
+        return self._memory("VmRSS") / 1e6 or None
+
+    def cpu_s(self) -> float | None:
+        """Seconds of processor time that it has used; None where nobody knows."""
+        try:
+            stat = Path(f"/proc/{self._popen.pid}/stat").read_text(encoding="ascii")
+        except OSError:
+            return None
+        # Its name, in brackets, may have spaces in it.
+        fields = stat.rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def grown_mb(self) -> float | None:
         """MB that its peak is above what it had when it was ready; None where nobody knows."""
@@ -143,7 +158,7 @@ class Programs:
         self._python = python
         self._wrapper = wrapper or {}
         self._running = ExitStack()
-        self._servers: list[_Program] = []
+        self._servers: list[Program] = []
         #: of the distributions that the client uses
         self.versions: dict[str, str] = {}
 
@@ -190,11 +205,11 @@ class Programs:
         self._client = self._program(running, self.candidate.client, addresses[-1:])
         self.versions = self._client.started(_START_S)["versions"]
 
-    def _program(self, running: ExitStack, role: str, arguments: list[str]) -> _Program:
-        script = str(_PEERS / self.candidate.program)
+    def _program(self, running: ExitStack, role: str, arguments: list[str]) -> Program:
+        script = str(PEERS / self.candidate.program)
         command = [*self._wrapper.get(role, []), self._python, script, role, *arguments]
         try:
-            program = _Program(command, self._environ())
+            program = Program(command, self._environ())
         except OSError as exc:
             raise PeerFailed(f"{command[0]} cannot be run: {exc.strerror}") from exc
         running.callback(program.close)

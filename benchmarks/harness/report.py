@@ -15,7 +15,7 @@ from harness.candidates import Candidate, Measurement
 from harness.rounds import Results
 from harness.suite import Pace
 
-__all__ = ["document", "text"]
+__all__ = ["document", "machine", "table", "text"]
 
 
 def text(results: Results, pace: Pace) -> str:
@@ -23,7 +23,7 @@ def text(results: Results, pace: Pace) -> str:
     rows = [each for each in results.candidates if each.name in results.rounds]
     parts = [
         f"Medians of {pace.rounds} rounds. {_machine_line()}",
-        _table(_headings(results.measurements), [_absolute(each, results) for each in rows]),
+        table(_headings(results.measurements), [_absolute(each, results) for each in rows]),
     ]
     suite = results.suite
     if suite.base in results.rounds:
@@ -43,7 +43,7 @@ def document(results: Results, pace: Pace) -> dict[str, Any]:
     """Everything: figures, rounds, versions, machine."""
     return {
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "machine": _machine(),
+        "machine": machine(),
         "pace": asdict(pace),
         "versions": results.versions,
         "medians": {
@@ -84,7 +84,7 @@ def _ratios(rows: Sequence[Candidate], results: Results, bases: Sequence[str]) -
         [row.title, *(_ratio(row.name, each, results, bases) for each in results.measurements)]
         for row in rows
     ]
-    return _table(["", *(f"{each.title} x" for each in results.measurements)], lines)
+    return table(["", *(f"{each.title} x" for each in results.measurements)], lines)
 
 
 def _ratio(name: str, measurement: Measurement, results: Results, bases: Sequence[str]) -> str:
@@ -104,7 +104,7 @@ def _number(figure: float | None) -> str:
     return f"{figure:,.0f}" if figure >= 20 else f"{figure:.2f}"
 
 
-def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     rows = [headings, *lines]
     widths = [max(len(row[column]) for row in rows) for column in range(len(headings))]
     return "\n".join(
@@ -115,7 +115,7 @@ def _table(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 # ── the machine ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -127,8 +127,8 @@ def _machine() -> dict[str, Any]:
 
 
 def _machine_line() -> str:
-    machine = _machine()
-    return f"{machine['cores']} cores ({machine['cpu']}), Python {machine['python']}, loopback TCP."
+    found = machine()
+    return f"{found['cores']} cores ({found['cpu']}), Python {found['python']}, loopback TCP."
 
 
 def _cpu() -> str:

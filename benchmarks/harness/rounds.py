@@ -36,7 +36,8 @@ class Results:
 
     def measurement(self, name: str) -> Measurement:
         """The one of this name."""
-        return next(each for each in self.suite.measurements if each.name == name)
+        every = [*self.suite.measurements, *self.suite.on_demand]
+        return next(each for each in every if each.name == name)
 
     def figure(self, candidate: str, measurement: str, key: str) -> float | None:
         """The median over the rounds, None if it was not measured."""

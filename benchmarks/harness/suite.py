@@ -42,3 +42,5 @@ class Suite:
     # Many short rounds: what else the machine does then hits all candidates alike.
     full: Pace = Pace(rounds=11, seconds=0.5, warm_up_s=0.3)
     quick: Pace = Pace(rounds=2, seconds=0.1, warm_up_s=0.05)
+    #: what is measured only when it is asked for by name
+    on_demand: Sequence[Measurement] = ()

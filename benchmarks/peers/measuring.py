@@ -146,12 +146,21 @@ def answer_async(
     opened: Callable[[str], AbstractAsyncContextManager[AsyncCalls]], *distributions: str
 ) -> None:
     """The same with a client for asyncio."""
+    answer_orders_async(opened, _measure_async, *distributions)
+
+
+def answer_orders_async(
+    opened: Callable[[str], AbstractAsyncContextManager[Client]],
+    measure: Callable[[Client, dict[str, Any]], Awaitable[dict[str, float]]],
+    *distributions: str,
+) -> None:
+    """The same with a measurement of one's own."""
 
     async def answer() -> None:
         async with opened(sys.argv[2]) as client:
             _answer(_introduction(distributions))
             while line := await asyncio.to_thread(sys.stdin.readline):
-                _answer(await _measure_async(client, json.loads(line)))
+                _answer(await measure(client, json.loads(line)))
 
     asyncio.run(answer())
 
@@ -207,11 +216,11 @@ def _measure_blocking(client: BlockingCalls, order: dict[str, Any]) -> dict[str,
     match order["measure"]:
         case "latency":
             check_voltage(client.call())
-            return _percentiles(_timed(client.call, seconds), unit_s=1e-6)
+            return percentiles(_timed(client.call, seconds), unit_s=1e-6)
         case "array":
             size = order["bytes"]
             _check_array(client.array(size), size)
-            return _percentiles(_timed(lambda: client.array(size), seconds), unit_s=1e-3)
+            return percentiles(_timed(lambda: client.array(size), seconds), unit_s=1e-3)
         case "in_flight":
             started = perf_counter()
             count = client.in_flight(order["width"], started + seconds)
@@ -225,13 +234,11 @@ async def _measure_async(client: AsyncCalls, order: dict[str, Any]) -> dict[str,
     match order["measure"]:
         case "latency":
             check_voltage(await client.call())
-            return _percentiles(await _timed_async(client.call, seconds), unit_s=1e-6)
+            return percentiles(await _timed_async(client.call, seconds), unit_s=1e-6)
         case "array":
             size = order["bytes"]
             _check_array(await client.array(size), size)
-            return _percentiles(
-                await _timed_async(lambda: client.array(size), seconds), unit_s=1e-3
-            )
+            return percentiles(await _timed_async(lambda: client.array(size), seconds), unit_s=1e-3)
         case "in_flight":
             lanes = client.lanes(order["width"])
             started = perf_counter()
@@ -274,7 +281,8 @@ async def _repeat(call: Callable[[], Awaitable[object]], deadline: float) -> int
     return count
 
 
-def _percentiles(times_s: list[float], *, unit_s: float) -> dict[str, float]:
+def percentiles(times_s: list[float], *, unit_s: float) -> dict[str, float]:
+    """p50 and p99 of the times, in units of ``unit_s`` seconds."""
     ordered = sorted(times_s)
 
     def at(share: float) -> float:

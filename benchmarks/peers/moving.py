@@ -100,8 +100,8 @@ class _Stopwatch:
                 raise ValueError(f"unknown measurement {other!r}")
 
     def _upload(self, mover: Mover, size: int) -> dict[str, float]:
-        path, _ = self._source(size)
         name = self._name()
+        path = self._new_source(size, name)
         started = perf_counter()
         mover.upload(path, name)
         elapsed = perf_counter() - started
@@ -115,7 +115,7 @@ class _Stopwatch:
         started = perf_counter()
         mover.download(self._stored[size], path)
         elapsed = perf_counter() - started
-        if _sha256_of(path) != self._source(size)[1]:
+        if _sha256_of(path) != self._sources[size][1]:
             raise ValueError("other bytes came back than were stored")
         path.unlink()
         return {"mb_per_s": size / 1e6 / elapsed}
@@ -141,14 +141,20 @@ class _Stopwatch:
         path.unlink()
         return len(contents[:50]) / elapsed
 
-    def _source(self, size: int) -> tuple[Path, str]:
+    def _new_source(self, size: int, name: str) -> Path:
+        """A file that begins with ``name``, so that no upload stores what was stored before."""
+        path = self._folder / f"source-{size}"
         if size not in self._sources:
-            path = self._folder / f"source-{size}"
             with path.open("wb") as file:
                 for offset in range(0, size, _READ_BYTES):
                     file.write(os.urandom(min(_READ_BYTES, size - offset)))
-            self._sources[size] = (path, _sha256_of(path))
-        return self._sources[size]
+        with path.open("r+b") as file:
+            file.write(name.encode())
+            file.flush()
+            # What is left to sync would be synced beside the upload.
+            os.fsync(file.fileno())
+        self._sources[size] = (path, _sha256_of(path))
+        return path
 
     def _name(self) -> str:
         self._count += 1

@@ -13,7 +13,13 @@ from tests.support.readme import ROOT
 
 RPC = ROOT / "benchmarks" / "rpc.py"
 TRANSFER = ROOT / "benchmarks" / "transfer.py"
-DOCUMENTS = {RPC: "benchmarks.md", TRANSFER: "benchmarks-transfer.md"}
+EVENTS = ROOT / "benchmarks" / "events.py"
+SCALE = ROOT / "benchmarks" / "scale.py"
+DOCUMENTS = {
+    RPC: "benchmarks.md",
+    TRANSFER: "benchmarks-transfer.md",
+    EVENTS: "benchmarks-events.md",
+}
 OURS = ["raw", "labmesh-blocking", "labmesh-async"]
 LIMIT_S = 40.0
 
@@ -88,6 +94,57 @@ def test_transfers_are_measured_beside_raw_pyzmq_with_the_same_work(
     assert list(tmp_path.iterdir()) == [written]
 
 
+def test_events_are_measured_beside_the_c_proxy(start: Start, tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    candidates = ["zmq-proxy", "labmesh-broker", "labmesh", "labmesh-broker-password"]
+    arguments = ["--quick", "--only", ",".join(candidates), "--json", written]
+    measured = ["--measure", "rate_1", "--measure", "latency"]
+    process = start([EVENTS, *arguments, *measured], cwd=tmp_path)
+
+    assert process.wait_end(LIMIT_S) == 0, process.tail()
+    found = json.loads(written.read_text(encoding="utf-8"))
+    assert found["left_out"] == {}
+    for candidate in candidates:
+        medians = found["medians"][candidate]
+        assert list(medians) == ["rate_1", "latency"]
+        assert medians["rate_1"]["per_s"] >= 100
+        # Of 500 a second to 8 subscribers: none may be missing.
+        assert medians["latency"]["count"] == 400
+        assert 0 < medians["latency"]["p50"] <= medians["latency"]["p99"]
+    judged = [each["target"] for each in found["targets"] if each["met"] is not None]
+    assert judged == ["1 subscriber, labmesh-broker: at least 0.5 of zmq-proxy"]
+
+
+def test_many_relays_are_watched_and_what_is_lost_is_counted(start: Start, tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    arguments = ["--relays", "4,12", "--seconds", "0.5", "--clients", "2", "--each", "5"]
+    process = start([SCALE, *arguments, "--json", written], cwd=tmp_path)
+
+    assert process.wait_end(LIMIT_S) == 0, process.tail()
+    rows = json.loads(written.read_text(encoding="utf-8"))["rows"]
+    assert [each["relays"] for each in rows] == [4, 12]
+    for row in rows:
+        counted = {key: row[key] for key in ("lost", "told", "skipped", "disorder", "refused")}
+        assert counted == dict.fromkeys(counted, 0)
+        assert row["out_per_s"] > row["in_per_s"] > 0
+    assert "met  lost: 0, wanted: 0" in process.output
+
+
+def test_the_page_on_scale_names_every_column_and_only_options_that_exist(
+    start: Start, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    usage = start([SCALE, "--help"], cwd=tmp_path)
+    assert usage.wait_end(LIMIT_S) == 0
+    options = set(re.findall(r"(?<![\w-])--[a-z]+", page)) - {"--only"}
+    assert options <= set(re.findall(r"--[a-z]+", usage.output))
+    listed = re.findall(r"^\| ([^`|]+?) \|", page, re.M)
+    columns = {name for each in listed for name in each.split(", ")}
+    source = SCALE.read_text(encoding="utf-8")
+    headings = set(re.findall(r'^    \("\w+", "([^"]+)", ', source, re.M))
+    assert headings - {"relays"} == columns - {"column", "---"}
+
+
 @pytest.mark.parametrize("script", DOCUMENTS, ids=lambda path: path.stem)
 def test_the_document_names_every_candidate_and_only_options_that_exist(
     start: Start, tmp_path: Path, script: Path
@@ -108,9 +165,10 @@ def test_everything_that_a_peer_needs_has_a_floor(monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from harness.calls import CALLS
     from harness.environments import requirements
+    from harness.events import EVENTS as SUITE
     from harness.transfers import TRANSFERS
 
-    for each in [*CALLS.candidates, *TRANSFERS.candidates]:
+    for each in [*CALLS.candidates, *TRANSFERS.candidates, *SUITE.candidates]:
         if each.home != "here":
             assert all("=" in line for line in requirements(each))
             assert len(requirements(each)) == len(each.needs) > 0

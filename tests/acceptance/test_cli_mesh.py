@@ -524,6 +524,30 @@ def test_watch_datasets(process: StartCommand, run: Run, tmp_path: Path) -> None
     assert event["name"] == "scan.csv"
 
 
+def test_log(run: Run, process: StartCommand) -> None:
+    lines = run("log", "Inst-0", "--json").objects
+    assert {(each["event"], each["node_id"]) for each in lines} == {("log", "Inst-0")}
+    assert "labmesh.relay" in {each["logger"] for each in lines}
+    assert run("log", "Inst-0", "--level", "critical").out == ""
+    first = run("log", "Inst-0", "--count", "1").out
+    assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d\d\d  Inst-0  INFO     labmesh\..*", first)
+    following = process("log", "-f", "Inst-0", "--count", str(len(lines)), "--json")
+    assert following.wait_end(LIMIT_S) == 0
+    assert Ended.of(following).objects == lines
+    assert run("log", "--level", "loud").exit_code == 2
+
+
+def test_who_comes_and_goes_is_a_line_each(process: StartCommand) -> None:
+    watching = process("ls", "--watch")
+    watching.wait_for("Slow-0", LIMIT_S)
+    relay = process("relay", "labmesh.instruments.simulated:Thermometer", "--id", "New-0")
+    watching.wait_for(r"relay New-0  joined  Thermometer", LIMIT_S)
+    relay.interrupt()
+    watching.wait_for(r"relay New-0  left \(goodbye\)", LIMIT_S)
+    watching.interrupt()
+    assert watching.wait_end(LIMIT_S) == 130
+
+
 def test_watch_says_whom_it_waits_for(process: StartCommand) -> None:
     watching = process("watch", "nobody-*")
     watching.wait_for(r"waiting: nobody is called nobody-\* yet; .*Inst-0", LIMIT_S)

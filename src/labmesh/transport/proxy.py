@@ -18,7 +18,7 @@ from labmesh.protocol.admission import Admission
 from labmesh.protocol.codec import encode_stamp
 from labmesh.protocol.events import LastValues
 from labmesh.protocol.messages import LastEvent, Stamp
-from labmesh.protocol.replay import Rings
+from labmesh.protocol.replay import Ring, Rings
 from labmesh.protocol.seldom import Seldom
 from labmesh.protocol.topics import publishable
 from labmesh.transport.channel import skip
@@ -65,7 +65,8 @@ class Proxy:
         self._queue = _QueueLimit(self._out)
         #: who publishes is known where a mode proves it
         self._proves = sockets.security.keys is not None
-        self._known: set[bytes] = set()
+        #: topics that are good, and the ring of each
+        self._known: dict[bytes, Ring | None] = {}
         self._warnings = Seldom()
         self.forwarded = 0
         #: events that were not of the right form, or under a topic that nobody may publish
@@ -189,26 +190,29 @@ class Proxy:
         topic = first.bytes
         if topic not in self._known:
             self._learn(topic)
-        second = self._in.recv(_NOBLOCK, False)
+        receive = self._in.recv
+        second = receive(_NOBLOCK, False)
         if not second.more:
             raise ProtocolError("an event has 3 frames, not 2")
-        payload = self._in.recv(_NOBLOCK, False)
+        payload = receive(_NOBLOCK, False)
         if payload.more:
             raise ProtocolError("an event has 3 frames, not more")
-        if len(second) > _MAX_HEADER_BYTES or len(payload) > MAX_EVENT_BYTES:
-            raise TooLarge(f"event {topic!r}: {len(second)} + {len(payload)} bytes")
+        header = second.bytes
+        if len(header) > _MAX_HEADER_BYTES or len(payload) > MAX_EVENT_BYTES:
+            raise TooLarge(f"event {topic!r}: {len(header)} + {len(payload)} bytes")
         by = str(first.get("User-Id")) if self._proves else ""
-        if by not in stamps:
-            stamps[by] = self._stamp(by)
-        self._send(topic, second.bytes, payload, stamps[by])
+        stamp = stamps.get(by)
+        if stamp is None:
+            stamp = stamps[by] = self._stamp(by)
+        self._send(topic, header, payload, stamp)
 
     def _learn(self, topic: bytes) -> None:
-        """Look at a topic once; what was good stays good."""
+        """Look at a topic once; what was good stays good. It is looked up with each event."""
         if not publishable(topic):
             raise ProtocolError(f"nobody may publish under {topic[:200]!r}")
         if len(self._known) >= _KNOWN_TOPICS:
             self._known.clear()
-        self._known.add(topic)
+        self._known[topic] = self._rings.ring_of(topic)
 
     def _stamp(self, by: str) -> bytes:
         # One a batch and publisher: the events of a batch came at the same time.
@@ -216,15 +220,17 @@ class Proxy:
 
     def _send(self, topic: bytes, header: bytes, payload: zmq.Frame, stamp: bytes) -> None:
         """Forward an event, and remember it. Hold the lock."""
-        small = len(payload) < _COPY_BELOW
+        size = len(payload)
         # A small message shares libzmq's buffer with its neighbours, which it would keep alive.
-        kept = payload.bytes if small else payload.buffer
-        self._pass_on(topic, header, kept if small else payload, stamp)
+        kept = payload.bytes if size < _COPY_BELOW else payload.buffer
+        self._pass_on(topic, header, kept if size < _COPY_BELOW else payload, stamp)
         self.forwarded += 1
-        self._rings.keep(topic, header, kept)
+        ring = self._known[topic] if topic in self._known else self._rings.ring_of(topic)
+        if ring is not None:
+            ring.keep(topic, header, kept)
         if topic.startswith(_STATE):
             self._last.keep(topic, header, kept)
-        self._queue.passed(len(kept))
+        self._queue.passed(size)
 
     def _pass_on(
         self, topic: bytes, header: bytes, payload: bytes | memoryview | zmq.Frame, stamp: bytes

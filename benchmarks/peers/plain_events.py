@@ -1,0 +1,134 @@
+"""Events through plain pyzmq sockets: the publisher and the subscribers of every ZeroMQ broker.
+
+The address is that of the publishers' port and of the subscribers', and, where the broker
+encrypts, its public key and the pair of keys that its clients use.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+import zmq
+from eventing import NODE
+
+__all__ = ["QUEUE", "TOPIC", "audience", "publisher"]
+
+TOPIC = f"event.{NODE}".encode()
+#: Events that may wait for one subscriber at the broker, as at labmesh's.
+QUEUE = 20_000
+_FROM_BROKER = 100_000
+_MORE, _NOBLOCK = int(zmq.SNDMORE), int(zmq.NOBLOCK)
+_BATCH = 256
+_LOOK_MS = 50
+
+
+def publisher(
+    header: Sequence[bytes],
+) -> Callable[[str], AbstractAsyncContextManager[Callable[[bytes], Awaitable[None]]]]:
+    """What publishes events of three frames: topic, ``header`` (none: of two), payload."""
+
+    @asynccontextmanager
+    async def opened(address: str) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
+        context = zmq.Context()
+        socket = _connected(context, zmq.PUB, address, 0)
+        send = socket.send
+        first = [TOPIC, *header]
+
+        async def publish(payload: bytes) -> None:
+            for each in first:
+                send(each, _MORE)
+            send(payload, _NOBLOCK)
+
+        try:
+            yield publish
+        finally:
+            context.destroy(linger=0)
+
+    return opened
+
+
+class Listener(Protocol):
+    """Hears payloads."""
+
+    def hear(self, event: bytes) -> None:
+        """One came. In a thread of its own."""
+        ...
+
+
+def audience(
+    frames: int, topics: Callable[[int], Sequence[bytes]] = lambda _: [TOPIC]
+) -> Callable[[str, Sequence[Listener]], AbstractAsyncContextManager[None]]:
+    """Subscribers to events of so many frames: SUB sockets that one thread reads.
+
+    :param topics: what the subscriber of this number listens to.
+    """
+
+    @asynccontextmanager
+    async def opened(address: str, ears: Sequence[Listener]) -> AsyncIterator[None]:
+        context = zmq.Context()
+        ended = threading.Event()
+        hears = {}
+        for number, each in enumerate(ears):
+            socket = _connected(context, zmq.SUB, address, 1)
+            for topic in topics(number):
+                socket.subscribe(topic)
+            hears[socket] = each.hear
+        reader = threading.Thread(target=_read, args=(hears, frames, ended))
+        reader.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            reader.join()
+            context.destroy(linger=0)
+
+    return opened
+
+
+def _connected(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str, port: int
+) -> zmq.Socket[bytes]:
+    words = address.split()
+    socket = context.socket(kind)
+    socket.sndhwm = socket.rcvhwm = _FROM_BROKER
+    if len(words) > 2:
+        keys = [each.encode() for each in words[2:]]
+        socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = keys
+    socket.connect(words[port])
+    return socket
+
+
+def _read(
+    hears: dict[zmq.Socket[bytes], Callable[[bytes], None]],
+    frames: int,
+    ended: threading.Event,
+) -> None:
+    poller = zmq.Poller()
+    for each in hears:
+        poller.register(each, zmq.POLLIN)
+    while not ended.is_set():
+        for socket, _ in poller.poll(_LOOK_MS):
+            _drain(socket, hears[socket], frames)
+    for socket in hears:
+        socket.close(0)
+
+
+def _drain(socket: zmq.Socket[bytes], hear: Callable[[bytes], None], frames: int) -> None:
+    """The payload is the last frame but one where there are four, else the last."""
+    receive = socket.recv
+    for _ in range(_BATCH):
+        try:
+            receive(_NOBLOCK)
+        except zmq.Again:
+            return
+        if frames == 4:
+            receive()
+            hear(receive())
+            receive()
+        else:
+            if frames == 3:
+                receive()
+            hear(receive())
