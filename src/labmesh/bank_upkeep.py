@@ -12,9 +12,9 @@ from labmesh.bank_threads import BankThreads
 from labmesh.errors import Damaged, LabmeshError, NotFound, StorageError
 from labmesh.protocol.messages import DatasetRecord, TrashEntry
 from labmesh.protocol.retention import Rule, expired
-from labmesh.storage.base import BlobStore, Catalog
+from labmesh.storage.base import BlobStore, Catalog, not_in_trash
 
-__all__ = ["BankUpkeep", "UpkeepTimes"]
+__all__ = ["BankUpkeep", "SoundClock", "UpkeepTimes"]
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ _ORPHAN_S = 86_400.0
 #: Between the end of a grace period, or of a rule's term, and its effect.
 _TIDY_S = 3600.0
 _FIRST_TIDY_S = 60.0
+#: More than this between two looks is no drift: somebody set the clock.
+_JUMP_S = 3600.0
 #: What verifying a dataset costs beside its bytes, as bytes.
 _DATASET_COST = 2**20
 _SCRUB_MARK = "scrubbed"
@@ -35,11 +37,49 @@ _SCRUB_MARK = "scrubbed"
 _SCRUB_PAUSE_MIN_S, _SCRUB_PAUSE_MAX_S = 0.05, 6 * 3600.0
 
 
+class SoundClock:
+    """The time of day, which is believed only while it keeps step with the monotonic clock.
+
+    What goes for ever at a certain date must not go because somebody set the date wrongly.
+    """
+
+    def __init__(
+        self,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wall = wall
+        self._monotonic = monotonic
+        #: wall minus monotonic at the first look of those that agree, and when that was
+        self._apart: float | None = None
+        self._since = 0.0
+
+    def now(self, settle_s: float) -> float | None:
+        """POSIX seconds; None until looks have agreed for ``settle_s``, which begins with the
+        first one, and again when the clock was set.
+        """
+        wall, monotonic = self._wall(), self._monotonic()
+        moved_s = wall - monotonic - (wall - monotonic if self._apart is None else self._apart)
+        if abs(moved_s) > _JUMP_S:
+            log.warning(
+                "the clock was set by %+.0f s: nothing is deleted because of its age until it has "
+                "kept its time for %.0f s; look at it",
+                moved_s,
+                settle_s,
+            )
+        if self._apart is None or abs(moved_s) > _JUMP_S:
+            self._apart, self._since = wall - monotonic, monotonic
+        return wall if monotonic - self._since >= settle_s else None
+
+
 class UpkeepTimes:
     """The periods of the upkeep, in seconds.
 
     :param trash_s: how long a deleted dataset can be restored.
     :param scrub_s: in which every dataset is read and verified once; 0: never.
+    :param settle_s: for so long the clock must have kept its time, since the bank was started,
+        before anything is deleted because of its age; less than ``tidy_s``, so that the second
+        round finds it so.
     """
 
     def __init__(
@@ -50,12 +90,14 @@ class UpkeepTimes:
         tidy_s: float = _TIDY_S,
         first_tidy_s: float = _FIRST_TIDY_S,
         orphan_s: float = _ORPHAN_S,
+        settle_s: float = 0.9 * _TIDY_S,
     ) -> None:
         self.trash_s = trash_s
         self.scrub_s = scrub_s
         self.tidy_s = tidy_s
         self.first_tidy_s = first_tidy_s
         self.orphan_s = orphan_s
+        self.settle_s = settle_s
 
 
 class BankUpkeep:
@@ -73,6 +115,7 @@ class BankUpkeep:
         *,
         times: UpkeepTimes,
         rules: Sequence[Rule] = (),
+        clock: SoundClock | None = None,
     ) -> None:
         self._bank_id = bank_id
         self._store = store
@@ -80,6 +123,7 @@ class BankUpkeep:
         self._threads = threads
         self._times = times
         self._rules = tuple(rules)
+        self._clock = clock or SoundClock()
         #: SHA-256 of objects that turned out to be damaged, as far as this process knows
         self._damaged: set[str] = set()
         self._scrubbed = 0
@@ -186,9 +230,10 @@ class BankUpkeep:
 
     async def tidy_once(self) -> None:
         """What :meth:`tidy` does every hour."""
-        now = time.time()
-        for work in (self._expire, self._empty_trash):
-            await self._threads.run("upkeep", work, now)
+        now = self._clock.now(self._times.settle_s)
+        if now is not None:
+            for work in (self._expire, self._empty_trash):
+                await self._threads.run("upkeep", work, now)
         await self._threads.run("upkeep", self._remove_orphans)
         self._tidied_at = time.monotonic()
 
@@ -221,6 +266,23 @@ class BankUpkeep:
             for entry in entries:
                 if entry.purge <= now:
                     self._purge(entry.record)
+
+    def purge(self, dataset_id: str) -> None:
+        """Forget a dataset of the trash for ever, now.
+
+        :raises NotFound: it is not in the trash.
+        """
+        # Ids of one day differ near their ends, so that few are before it.
+        after = dataset_id[:-1]
+        while entries := self._catalog.trashed(after, _PAGE):
+            after = entries[-1].record.dataset_id
+            for entry in entries:
+                if entry.record.dataset_id == dataset_id:
+                    self._purge(entry.record)
+                    return
+            if after > dataset_id:
+                break
+        raise not_in_trash(dataset_id)
 
     def _purge(self, record: DatasetRecord) -> None:
         self._unless_gone(self._catalog.purge, record.dataset_id)

@@ -193,6 +193,7 @@ class DataBank(Member):
             threads,
             trash_s=self._times.trash_s,
             on_damage=self._upkeep.found_damage,
+            purge=self._upkeep.purge,
         )
 
     def _open_storage(self) -> tuple[BlobStore, Catalog]:

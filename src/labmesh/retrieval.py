@@ -26,6 +26,7 @@ from labmesh.protocol.messages import (
     History,
     ListDatasets,
     ListTrash,
+    PurgeDataset,
     Request,
     RestoreDataset,
     SearchDatasets,
@@ -64,6 +65,7 @@ class Retrieval:
         *,
         trash_s: float,
         on_damage: Callable[[str], None],
+        purge: Callable[[str], None],
     ) -> None:
         self._bank_id = bank_id
         self._store = store
@@ -71,6 +73,7 @@ class Retrieval:
         self._threads = threads
         self._trash_s = trash_s
         self._on_damage = on_damage
+        self._purge_now = purge
 
     def handle(self, request: Request) -> Coroutine[Any, Any, Answer]:
         """Answer one request of the retrieve socket."""
@@ -91,6 +94,8 @@ class Retrieval:
                 return self._delete(request)
             case RestoreDataset():
                 return self._restore(request)
+            case PurgeDataset():
+                return self._purge(request)
             case ListTrash():
                 return self._list_trash(request)
             case VerifyDataset():
@@ -221,6 +226,12 @@ class Retrieval:
         check_id(request.dataset_id, "dataset id")
         record = await self._threads.run("commit", self._catalog.restore, request.dataset_id)
         return Committed(id=request.id, record=record)
+
+    async def _purge(self, request: PurgeDataset) -> Answer:
+        self._check_writable()
+        check_id(request.dataset_id, "dataset id")
+        await self._threads.run("commit", self._purge_now, request.dataset_id)
+        return Done(id=request.id)
 
     async def _list_trash(self, request: ListTrash) -> Answer:
         entries = await self._in_catalog(self._catalog.trashed, request.after, request.limit + 1)

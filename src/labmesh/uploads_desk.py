@@ -92,7 +92,9 @@ class UploadsDesk:
                 start = msgspec.msgpack.decode(part.note, type=UploadStart)
                 stored = await self._threads.run("catalog", self._catalog.get, start.dataset_id)
                 if stored is not None:
-                    raise StorageError(f"dataset {start.dataset_id} is stored already")
+                    # It was, and the bank ended before it forgot the part.
+                    await self._threads.run("commit", part.discard)
+                    continue
                 key = self._receiver.adopt(start, part.size, time.monotonic())
             except (msgspec.MsgspecError, LabmeshError) as exc:
                 log.warning("an unfinished upload cannot be continued, and is dropped: %s", exc)
@@ -342,10 +344,10 @@ class UploadsDesk:
     def _finish(self, part: Part, record: DatasetRecord) -> DatasetRecord:
         try:
             part.finish(record.size, record.sha256)
-        except BaseException:
+            return replace(self._catalog.add(record), provenance={})
+        finally:
+            # Not before the record is there: until then this is what an interrupted sender has.
             part.discard()
-            raise
-        return replace(self._catalog.add(record), provenance={})
 
     def _store_whole(self, record: DatasetRecord, body: memoryview) -> DatasetRecord:
         stored = self._catalog.get(record.dataset_id)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shlex
+import signal
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -63,13 +65,13 @@ def objects(text: str) -> list[dict[str, Any]]:
 def test_the_commands_of_the_how_to(command: Command, tmp_path: Path) -> None:
     np.save(tmp_path / "scan.npy", np.arange(1000.0))
     (block,) = re.findall(r"<!-- commands -->\n```console\n(.*?)```", HOWTO, re.S)
-    told = {}
+    told: dict[str, str] = {}
     for line in block.splitlines():
         words = shlex.split(line.removeprefix("$ "))
         assert words[:2] == ["labmesh", "data"]
         exit_code, out, err = command(*words[1:])
         assert exit_code == 0, (line, err)
-        told[words[2]] = out
+        told.setdefault(words[2], out)
     assert told["put"] == "scan-42\n"
     assert re.search(r"^scan-42 +scan.npy +8.1 kB +npy .* raw$", told["search"], re.M)
     shown = told["show"]
@@ -163,6 +165,28 @@ def test_several_are_fetched_and_one_that_fails_does_not_stop_the_others(
     assert "many-2: into/many-2.csv exists with other content; --force" in err
     assert command("data", "get", "many-1", "many-2", "into/", "--force")[0] == 0
     assert (tmp_path / "into" / "many-2.csv").read_text() == "1\n"
+
+
+class Interrupting(io.RawIOBase):
+    """A source at which somebody presses Ctrl-C."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        return len(buffer)
+
+
+def test_whoever_interrupts_is_told_what_continues(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(Interrupting())))
+    exit_code, out, err = command("data", "put", "-", "--id", "interrupted")
+    assert (exit_code, out) == (130, "")
+    assert "interrupted; nothing is kept" in err
+    assert "the same command begins it again" in err
+    assert command("data", "show", "interrupted")[0] == 3
 
 
 def test_what_is_printed_is_not_held_in_memory(

@@ -6,11 +6,13 @@ import asyncio
 import hashlib
 import json
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 from msgspec.structs import replace
@@ -18,6 +20,7 @@ from tests.support.peers import until
 from tests.support.places import Places
 
 from labmesh import BankClient, DataBank
+from labmesh.bank_upkeep import SoundClock
 from labmesh.errors import Busy, Conflict, Damaged, NoSpace, StorageError
 from labmesh.protocol.messages import (
     ChunkStored,
@@ -41,6 +44,8 @@ from labmesh.protocol.messages import (
 )
 from labmesh.protocol.retention import Rule
 from labmesh.protocol.upload import UploadLimits
+from labmesh.protocol.upload_records import record_of
+from labmesh.storage.filesystem import open_folder
 from labmesh.storage.memory import MemoryBlobStore, MemoryCatalog
 from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
@@ -141,6 +146,36 @@ async def test_an_upload_goes_on_behind_a_stop_of_its_bank_for_the_bearer_of_its
         assert full.record.provenance["committed"] >= full.record.provenance["started"]
 
 
+async def test_an_upload_whose_bank_was_killed_before_its_record_can_be_ended(
+    places: Places,
+) -> None:
+    content = random.Random(9).randbytes(2_000_000)
+    start = UploadStart(**KEY, name="stream", meta={"n": 1})
+    later = UploadStart(**{**KEY, "dataset_id": DatasetId("known")}, name="known")
+    # What a bank does until it is killed between the object and its record; and just behind it.
+    blobs, catalog = open_folder(places.folder / "bank-0")
+    for each in (start, later):
+        part = blobs.begin(None, msgspec.msgpack.encode(each))
+        part.write(0, content)
+        part.sync()
+        part.finish(len(content), sha256_of(content))
+    catalog.add(record_of(later, len(content), sha256_of(content), 1.0, "bank-0"))
+    catalog.close()
+    blobs.close()
+
+    async with places.broker(), places.bank() as bank:
+        assert [path.suffix for path in (places.folder / "bank-0" / "parts").iterdir()] == [".json"]
+        async with asking(str(bank.ingest)) as link:
+            granted = await link.request(start, UploadGranted, timeout=LIMIT_S)
+            assert granted.offset == len(content)
+            record = (await committed(link, content)).record
+            assert (record.name, record.meta, record.size) == ("stream", {"n": 1}, len(content))
+        assert list((places.folder / "bank-0" / "parts").iterdir()) == []
+        async with asking(str(bank.retrieve)) as link:
+            verify = VerifyDataset(id="-", dataset_id=DatasetId("scan"))
+            assert not (await link.request(verify, Verified, timeout=LIMIT_S)).damage
+
+
 async def test_bytes_of_a_stream_are_durable_soon_and_it_is_told(places: Places) -> None:
     async with places.broker(), places.bank() as bank, asking(str(bank.ingest)) as link:
         await link.request(UploadStart(**KEY), UploadGranted, timeout=LIMIT_S)
@@ -208,6 +243,38 @@ async def test_answers_wait_for_a_peer_that_reads_late(places: Places) -> None:
         assert b"".join(pieces[each] for each in sorted(pieces)) == MUCH[: 16 * 2**20]
 
 
+async def test_a_clock_that_is_set_forward_deletes_nothing_until_it_has_kept_its_time(
+    places: Places, caplog: pytest.LogCaptureFixture
+) -> None:
+    day, hour = 86_400.0, 3600.0
+    wall, monotonic = time.time(), 0.0
+    async with bank_of(places) as (bank, proxy):
+        await proxy.upload(SCAN, dataset_id="deleted")
+        await proxy.upload(MUCH, dataset_id="old")
+        await proxy.delete("deleted")
+        upkeep = bank._upkeep
+        upkeep._rules = (Rule(name="*", keep_s=60 * day),)
+        upkeep._clock = SoundClock(lambda: wall, lambda: monotonic)
+
+        async def there_after(passed_s: float, set_by_s: float) -> tuple[int, int]:
+            nonlocal wall, monotonic
+            wall, monotonic = wall + passed_s + set_by_s, monotonic + passed_s
+            await upkeep.tidy_once()
+            return len(await proxy.list()), len(await proxy.trash())
+
+        assert await there_after(0, 0) == (1, 1)
+        assert await there_after(hour, 0) == (1, 1)
+        # Set to another year, and back before the next round but one.
+        assert await there_after(hour, 365 * day) == (1, 1)
+        assert "the clock was set by +31536000 s" in caplog.text
+        assert await there_after(hour, -365 * day) == (1, 1)
+        assert await there_after(hour, 0) == (1, 1)
+        # Who leaves it so means it.
+        assert await there_after(hour, 70 * day) == (1, 1)
+        assert await there_after(hour, 0) == (0, 1)
+        assert await there_after(31 * day, 0) == (0, 0)
+
+
 async def test_what_is_deleted_can_be_restored_until_its_time_is_over(places: Places) -> None:
     rules = [Rule(name="old", keep_last=1)]
     async with bank_of(places, retention=rules, trash_days=0) as (bank, proxy):
@@ -216,6 +283,10 @@ async def test_what_is_deleted_can_be_restored_until_its_time_is_over(places: Pl
         kept = await proxy.upload(SCAN, dataset_id="kept")
         upkeep = bank._upkeep
         upkeep._times.orphan_s = 0.0
+        # Its clock is not to be believed yet.
+        await upkeep.tidy_once()
+        assert len(await proxy.list()) == 4
+        upkeep._times.settle_s = 0.0
         await upkeep.tidy_once()
         assert [each.dataset_id for each in await proxy.list()] == ["scan-2", "kept"]
         assert object_of(places, b"0") is None

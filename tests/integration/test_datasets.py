@@ -23,6 +23,7 @@ import xarray as xr
 from tests.support.served import ServedMesh
 
 from labmesh.blocking.bank import Bank
+from labmesh.cli import main
 from labmesh.content.sinks import KEPT_BYTES, part_path
 from labmesh.errors import (
     ChecksumMismatch,
@@ -306,6 +307,73 @@ def test_damage_is_found_and_does_not_stop_an_export(bank: Bank, tmp_path: Path)
         "good",
         "record.json",
     ]
+
+
+def test_the_trash_is_emptied_early_and_gives_its_room_back(
+    served: ServedMesh, bank: Bank, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [bank.put(f"{n}", dataset_id=f"scan-{n}") for n in range(4)]
+    twin = bank.put("0", dataset_id="twin")
+    for each in records:
+        each.delete()
+    with pytest.raises(NotFound, match="'twin' is not in the trash"):
+        bank.empty_trash(["twin"])
+    assert bank.empty_trash("scan-0") == ["scan-0"]
+    assert twin.read() == "0"
+    with pytest.raises(NotFound):
+        bank.restore("scan-0")
+    # Its id is free again.
+    assert bank.put("other", dataset_id="scan-0").read() == "other"
+
+    where = ["data", "trash", "--broker", served.local.address]
+    assert main([*where, "--empty", "scan-1", "scan-9"]) == 3
+    assert main([*where, "scan-1"]) == 2
+    assert len(bank.trash()) == 3
+    capsys.readouterr()
+    assert main([*where, "--empty", "scan-1"]) == 0
+    assert capsys.readouterr().out.split() == ["scan-1"]
+    assert main([*where, "--empty"]) == 0
+    assert bank.trash() == []
+    assert sorted(each.dataset_id for each in bank) == ["scan-0", "twin"]
+
+
+def test_a_record_knows_what_its_own_methods_changed(bank: Bank) -> None:
+    raw = bank.put(b"1", tags="raw")
+    assert raw.tag("good").tags == raw.tags == ["raw", "good"]
+    raw.untag("raw")
+    raw.note("looked at")
+    assert raw.tags == ["good"]
+
+
+def test_an_import_mends_what_is_damaged(
+    served: ServedMesh, bank: Bank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, content = tmp_path / "out", os.urandom(3_000_000)
+    one = bank.put(content, "one", meta={"n": 1}, dataset_id="one")
+    bank.export(folder)
+    other = served.connect().bank("bank-1")
+    other.import_folder(folder)
+    damage(tmp_path, "bank-0", one.sha256)
+
+    # The other bank has it whole, and is asked by the command.
+    where = ["data", "get", "--broker", served.local.address, "one"]
+    for extra in (["one.bin"], ["many.bin"]):
+        target = tmp_path / extra[0]
+        assert main([*where, str(target)]) == 0, capsys.readouterr().err
+        assert target.read_bytes() == content
+    assert "one is damaged in bank-0" in capsys.readouterr().err
+    assert main([*where, str(tmp_path / "no.bin"), "--bank", "bank-0"]) == 7
+
+    seen: dict[str, str] = {}
+    report = bank.import_folder(folder, dry_run=True, step=seen.__setitem__)
+    assert (report.done, report.already) == (1, 0)
+    assert seen == {"one": "damaged in the bank; would be mended"}
+    report = bank.import_folder(folder, step=seen.__setitem__)
+    assert (report.done, report.already, seen["one"]) == (1, 0, "was damaged in the bank; mended")
+    assert bank.read("one") == content
+    bank.verify("one")
+    assert bank["one"].sequence == one.sequence
+    assert bank.import_folder(folder).already == 1
 
 
 # ── folders ─────────────────────────────────────────────────────────────────────────────────────

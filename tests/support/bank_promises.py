@@ -170,10 +170,12 @@ class Keeper:
         """Check, make it durable, add its record, acknowledge."""
         kept = Kept(content)
         self.note(Begun(dataset_id, kept))
-        self.note(Ending(part.note))
         part.finish(len(content), _sha256(content))
         stored = self.catalog.add(record_of(dataset_id, content))
         self.note(Acknowledged(dataset_id, stored.sequence))
+        # Until here its sender may have to end it once more.
+        self.note(Ending(part.note))
+        part.discard()
         self.known[dataset_id] = kept
 
     def drop(self, part: Part) -> None:

@@ -237,7 +237,54 @@ class BlobContract:
             again.write(offset, LARGE[offset : offset + 300_000])
         again.finish(len(LARGE), sha256_of(LARGE))
         assert blobs.read(sha256_of(LARGE), 0, len(LARGE)) == LARGE
+        again.discard()
         assert case.reopen().unfinished() == []
+
+    def test_a_finished_part_is_offered_until_its_record_is_known(self, case: BlobCase) -> None:
+        part = case.blobs.begin(note=b"stream")
+        part.write(0, CONTENT[:9])
+        part.sync()
+        part.write(9, CONTENT[9:])
+        part.finish(len(CONTENT), sha256_of(CONTENT))
+        part.leave()
+        # What became of it nobody knows; and again.
+        for _ in range(2):
+            [again] = case.reopen().unfinished()
+            assert (again.size, again.durable, again.note) == (
+                len(CONTENT),
+                len(CONTENT),
+                b"stream",
+            )
+            assert again.sync() == len(CONTENT)
+            again.write(len(CONTENT), b"")
+            with pytest.raises(ValueError, match=f"continues at {len(CONTENT)}"):
+                again.write(0, CONTENT)
+            again.finish(len(CONTENT), sha256_of(CONTENT))
+            with pytest.raises(StorageError, match="start it again"):
+                again.finish(len(CONTENT), sha256_of(CONTENT))
+        again.discard()
+        again.discard()
+        assert case.reopen().unfinished() == []
+        assert case.blobs.read(sha256_of(CONTENT), 0, len(CONTENT)) == CONTENT
+
+    def test_a_finished_part_takes_no_more_and_no_other_content(self, case: BlobCase) -> None:
+        for spoil in ("more", "other", "gone"):
+            part = case.blobs.begin()
+            part.write(0, CONTENT)
+            part.sync()
+            part.finish(len(CONTENT), sha256_of(CONTENT))
+            [again] = case.reopen().unfinished()
+            if spoil == "more":
+                with pytest.raises(StorageError, match="takes no more"):
+                    again.write(len(CONTENT), b"more")
+            elif spoil == "other":
+                with pytest.raises(ChecksumMismatch):
+                    again.finish(len(CONTENT), sha256_of(b"other"))
+            else:
+                case.blobs.remove(sha256_of(CONTENT))
+                with pytest.raises(StorageError, match="upload the dataset again"):
+                    again.finish(len(CONTENT), sha256_of(CONTENT))
+            assert case.reopen().unfinished() == []
 
     def test_a_part_may_be_continued_again_and_again(self, case: BlobCase) -> None:
         part = case.blobs.begin(note=b"stream")

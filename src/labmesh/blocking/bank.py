@@ -238,6 +238,14 @@ class Bank:
         """What is in the trash, by whom and why, and until when it can be restored."""
         return Trash(self._session.run(self._client.trash()))
 
+    def empty_trash(self, ids: Iterable[str] | None = None) -> builtins.list[str]:
+        """Forget datasets of the trash for ever: these ids, or all; their ids.
+
+        :raises LookupError: one of them is not in the trash; those before it are gone.
+        """
+        chosen = None if ids is None else [ids] if isinstance(ids, str) else [*ids]
+        return self._session.run(self._client.empty_trash(chosen))
+
     def restore(self, dataset_id: str) -> Record:
         """Out of the trash.
 

@@ -103,7 +103,7 @@ class Record:
 
     @property
     def tags(self) -> list[str]:
-        """Its tags, when this record was fetched."""
+        """Its tags, when this record was fetched, or changed by its own methods."""
         return list(self._record.tags)
 
     @property
@@ -143,15 +143,15 @@ class Record:
 
     def tag(self, *tags: str) -> Record:
         """Add tags; the record as it is now."""
-        return self._bank.tag(self.dataset_id, *tags)
+        return self._now(self._bank.tag(self.dataset_id, *tags))
 
     def untag(self, *tags: str) -> Record:
         """Remove tags; the record as it is now."""
-        return self._bank.untag(self.dataset_id, *tags)
+        return self._now(self._bank.untag(self.dataset_id, *tags))
 
     def note(self, note: str) -> Record:
         """Add a note to its history."""
-        return self._bank.note(self.dataset_id, note)
+        return self._now(self._bank.note(self.dataset_id, note))
 
     def delete(self, *, why: str = "") -> None:
         """Into the trash; ``bank.restore(id)`` brings it back until its grace period ends."""
@@ -162,7 +162,12 @@ class Record:
 
         :raises Damaged: it is not what was stored.
         """
-        return self._bank.verify(self.dataset_id)
+        return self._now(self._bank.verify(self.dataset_id))
+
+    def _now(self, changed: Record) -> Record:
+        """This one is as the bank has it now, too."""
+        self._record = changed._record
+        return changed
 
     def __repr__(self) -> str:
         return f"<Record {'  '.join(each for each in _row(self) if each)}>"

@@ -14,7 +14,7 @@ from msgspec.structs import asdict
 from labmesh.cli.outcomes import DONE, outcome_of
 from labmesh.cli.output import Output, age, size
 from labmesh.client import BankClient, DirectorClientAgent
-from labmesh.errors import ConfigError, LabmeshError, LinkLost, NotFound
+from labmesh.errors import ConfigError, Damaged, LabmeshError, LinkLost, NotFound
 from labmesh.protocol.messages import DatasetRecord
 
 __all__ = [
@@ -25,6 +25,8 @@ __all__ = [
     "find",
     "first_answer",
     "found",
+    "from_whole",
+    "holders",
     "named",
     "on_each",
     "print_records",
@@ -108,6 +110,54 @@ async def find(
         f"no dataset {dataset_id!r}",
         "'labmesh data ls' lists the newest",
     )
+
+
+async def holders(
+    client: DirectorClientAgent, dataset_id: str, bank_id: str | None
+) -> AsyncIterator[tuple[BankClient, DatasetRecord]]:
+    """The banks that have this dataset, each looked for once the one before it did not do.
+
+    Behind the last one it raises as :func:`find` does.
+    """
+    banks = await banks_of(client, bank_id)
+    while True:
+        holder, record = await first_answer(
+            banks,
+            lambda bank: bank.show(dataset_id),
+            f"no dataset {dataset_id!r}",
+            "'labmesh data ls' lists the newest",
+        )
+        yield holder, record
+        banks = banks[banks.index(holder) + 1 :]
+
+
+async def from_whole(
+    places: AsyncIterator[tuple[BankClient, DatasetRecord]],
+    fetch: Callable[[BankClient, DatasetRecord], Awaitable[None]],
+    out: Output,
+) -> None:
+    """Fetch a dataset from the first of these banks that has it whole.
+
+    :raises Damaged: none has, and this is what the first one said.
+    """
+    damaged: Damaged | None = None
+    sha256 = ""
+    try:
+        async for bank, record in places:
+            if damaged is not None and record.sha256 != sha256:
+                continue  # another dataset that has the same id
+            try:
+                await fetch(bank, record)
+            except Damaged as exc:
+                out.trouble(f"{record.dataset_id} is damaged in {bank.bank_id}")
+                damaged, sha256 = damaged or exc, record.sha256
+            else:
+                return
+    except (NotFound, LinkLost):
+        if damaged is None:
+            raise
+    if damaged is not None:
+        raise damaged
 
 
 async def first_answer(

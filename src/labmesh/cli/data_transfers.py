@@ -9,6 +9,8 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -21,8 +23,9 @@ from labmesh.cli.data_banks import (
     BankId,
     SearchOptions,
     banks_of,
-    find,
     found,
+    from_whole,
+    holders,
     named,
     on_each,
 )
@@ -43,6 +46,10 @@ _OPTIONS = ClientOptions()
 _NONE = SearchOptions()
 _STREAM = "-"
 _PIECE_BYTES = 2**20
+_PUT_AGAIN = "nothing is kept of an upload that did not end: the same command begins it again"
+_GET_AGAIN = "the same command begins again"
+#: Windows keeps no part of a file.
+_GET_ON = "the same command goes on where it was" if os.name == "posix" else _GET_AGAIN
 
 
 def put(
@@ -97,11 +104,13 @@ def put(
     }
     if file == _STREAM:
         details |= {"name": name or "", "kind": kind or "bytes"}
-        return run(_put(sys.stdin.buffer, details, bank, options))
+        with _saying(_PUT_AGAIN, options.out):
+            return run(_put(sys.stdin.buffer, details, bank, options))
     with Path(file).open("rb") as stream:
         details["name"] = Path(file).name if name is None else name
         details["kind"] = kind or kind_of_file(file)
-        return run(_put(stream, details, bank, options))
+        with _saying(_PUT_AGAIN, options.out):
+            return run(_put(stream, details, bank, options))
 
 
 async def _put(
@@ -163,14 +172,27 @@ def get(
     if all_:
         if len(words) > 1:
             raise ConfigError("with --all give one folder; conditions go behind --where")
-        return run(_get_all(words[0] if words else ".", which, bank, force, options))
+        with _saying(_GET_ON, options.out):
+            return run(_get_all(words[0] if words else ".", which, bank, force, options))
     if which.given:
         raise ConfigError("--since, --where and the like choose among --all")
     named(words)
     if len(words) <= 2:
         target = words[1] if len(words) == 2 else None
-        return run(_get(words[0], target, bank, force, options))
-    return run(_get_many(words[:-1], words[-1], bank, force, options))
+        with _saying(_GET_AGAIN if target == _STREAM else _GET_ON, options.out):
+            return run(_get(words[0], target, bank, force, options))
+    with _saying(_GET_ON, options.out):
+        return run(_get_many(words[:-1], words[-1], bank, force, options))
+
+
+@contextmanager
+def _saying(what_continues: str, out: Output) -> Iterator[None]:
+    """Tell whoever presses Ctrl-C what the same command will do."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        out.say(f"interrupted; {what_continues}")
+        raise
 
 
 async def _get(
@@ -178,16 +200,23 @@ async def _get(
 ) -> int:
     out = options.out
     async with connected(options) as client:
-        bank, record = await find(client, dataset_id, bank_id)
-        if target == _STREAM:
-            with tempfile.TemporaryDirectory(prefix="labmesh-") as folder:
-                path = Path(folder) / "dataset"  # verified as a whole before a byte is printed
-                with out.progress(f"from {bank.bank_id}") as progress:
-                    await bank.download(dataset_id, path, progress=progress)
-                await asyncio.to_thread(_print, path)
-        else:
-            await _fetch(bank, record, _target(target, record, force), out)
+
+        async def fetch(bank: BankClient, record: DatasetRecord) -> None:
+            if target == _STREAM:
+                await _fetch_out(bank, record, out)
+            else:
+                await _fetch(bank, record, _target(target, record, force), out)
+
+        await from_whole(holders(client, dataset_id, bank_id), fetch, out)
     return DONE
+
+
+async def _fetch_out(bank: BankClient, record: DatasetRecord, out: Output) -> None:
+    with tempfile.TemporaryDirectory(prefix="labmesh-") as folder:
+        path = Path(folder) / "dataset"  # verified as a whole before a byte is printed
+        with out.progress(f"from {bank.bank_id}") as progress:
+            await bank.download(record.dataset_id, path, progress=progress)
+        await asyncio.to_thread(_print, path)
 
 
 async def _get_many(
@@ -196,9 +225,11 @@ async def _get_many(
     place = await asyncio.to_thread(_folder, folder)
     async with connected(options) as client:
 
-        async def fetch(dataset_id: str) -> None:
-            bank, record = await find(client, dataset_id, bank_id)
+        async def fetch_one(bank: BankClient, record: DatasetRecord) -> None:
             await _fetch_into(place, bank, record, force, options.out)
+
+        async def fetch(dataset_id: str) -> None:
+            await from_whole(holders(client, dataset_id, bank_id), fetch_one, options.out)
 
         return await on_each(datasets, options.out, fetch)
 
@@ -209,17 +240,27 @@ async def _get_all(
     place = await asyncio.to_thread(_folder, folder)
     async with connected(options) as client:
         banks = await banks_of(client, bank_id)
-        chosen: dict[str, tuple[BankClient, DatasetRecord]] = {}
+        chosen: dict[str, list[tuple[BankClient, DatasetRecord]]] = {}
         async for bank, record in found(banks, which.conditions()):
-            chosen.setdefault(record.dataset_id, (bank, record))
+            chosen.setdefault(record.dataset_id, []).append((bank, record))
         if not chosen:
             options.out.say("Nothing meets these conditions. All there is: labmesh data ls")
             return DONE
 
+        async def fetch_one(bank: BankClient, record: DatasetRecord) -> None:
+            await _fetch_into(place, bank, record, force, options.out)
+
         async def fetch(dataset_id: str) -> None:
-            await _fetch_into(place, *chosen[dataset_id], force, options.out)
+            await from_whole(_each(chosen[dataset_id]), fetch_one, options.out)
 
         return await on_each(tuple(chosen), options.out, fetch)
+
+
+async def _each(
+    known: Sequence[tuple[BankClient, DatasetRecord]],
+) -> AsyncIterator[tuple[BankClient, DatasetRecord]]:
+    for each in known:
+        yield each
 
 
 async def _fetch_into(

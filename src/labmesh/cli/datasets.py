@@ -16,7 +16,7 @@ from labmesh.cli.outcomes import DONE
 from labmesh.cli.output import Output, age, one_line, shown_value, size
 from labmesh.cli.running import connected, run
 from labmesh.datasets.origin import STATES, origin_lines, state_rows
-from labmesh.errors import ConfigError
+from labmesh.errors import ConfigError, NotFound
 from labmesh.protocol.messages import DatasetRecord
 
 __all__ = ["history", "ls", "search", "show", "trash"]
@@ -239,15 +239,54 @@ async def _history(dataset_id: str, bank_id: str | None, options: ClientOptions)
     return DONE
 
 
-def trash(*, bank: BankId = None, options: ClientOptions = _OPTIONS) -> int:
-    """List what was deleted and can still be restored.
+def trash(
+    *datasets: Annotated[str, Parameter(help="With --empty: ids. Without them: all.")],
+    empty: Annotated[
+        bool,
+        Parameter(
+            negative="", show_default=False, help="Delete for ever, which gives their room back."
+        ),
+    ] = False,
+    bank: BankId = None,
+    options: ClientOptions = _OPTIONS,
+) -> int:
+    """List what was deleted and can still be restored; or, with --empty, delete it for ever.
 
     For example:
 
         labmesh data trash
         labmesh data restore scan-42
+        labmesh data trash --empty scan-41
     """
-    return run(_trash(bank, options))
+    if not empty:
+        if datasets:
+            raise ConfigError("the trash is listed as a whole; --empty deletes some for ever")
+        return run(_trash(bank, options))
+    return run(_empty(datasets, bank, options))
+
+
+async def _empty(datasets: tuple[str, ...], bank_id: str | None, options: ClientOptions) -> int:
+    out = options.out
+    async with connected(options) as client:
+        banks = await banks_of(client, bank_id)
+        holders = [
+            (each.record.dataset_id, bank)
+            for bank in banks
+            for each in await bank.trash()
+            if not datasets or each.record.dataset_id in datasets
+        ]
+        missing = set(datasets) - {dataset_id for dataset_id, _ in holders}
+        if missing:
+            raise NotFound(
+                f"{', '.join(sorted(missing))}: not in the trash; nothing was deleted for ever"
+            )
+        for dataset_id, bank in holders:
+            await bank.empty_trash([dataset_id])
+            out.line(dataset_id)
+            if out.json:
+                out.record({"purged": dataset_id, "bank_id": bank.bank_id})
+    out.say(f"{len(holders)} gone for ever")
+    return DONE
 
 
 async def _trash(bank_id: str | None, options: ClientOptions) -> int:

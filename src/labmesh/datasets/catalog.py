@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -29,6 +29,7 @@ from labmesh.protocol.messages import (
     History,
     ListDatasets,
     ListTrash,
+    PurgeDataset,
     Reply,
     Request,
     RestoreDataset,
@@ -211,6 +212,17 @@ class BankCatalog:
             entries += page.entries
             if not page.more or not page.entries:
                 return entries
+
+    async def empty_trash(self, ids: Sequence[str] | None = None) -> builtins.list[str]:
+        """Forget datasets of the trash for ever: these, or all that are in it now; their ids.
+
+        :raises LookupError: one of ``ids`` is not in the trash; those before it are gone.
+        """
+        if ids is None:
+            ids = [each.record.dataset_id for each in await self.trash()]
+        for each in ids:
+            await self._ask(PurgeDataset(id="-", dataset_id=dataset_id_of(each)), Done)
+        return [*ids]
 
     async def restore(self, dataset_id: str) -> DatasetRecord:
         """Out of the trash.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -16,16 +17,20 @@ from labmesh.datasets.export import FORMAT, README, RECORD, SUMS, FolderReport, 
 from labmesh.errors import (
     ChecksumMismatch,
     Conflict,
+    Damaged,
     LabmeshError,
     LinkLost,
     NotFound,
     ProtocolError,
+    StorageError,
     TooLarge,
 )
 from labmesh.protocol.codec import Limits, decode_value
 from labmesh.protocol.messages import Annotation, DatasetRecord
 
 __all__ = ["import_folder"]
+
+log = logging.getLogger(__name__)
 
 _MAX_RECORD_BYTES = 64 * 2**20
 _LIMITS = Limits(
@@ -49,6 +54,9 @@ class ImportBank(Protocol):
 
     async def note(self, dataset_id: str, note: str) -> DatasetRecord:
         """Note something."""
+
+    async def verify(self, dataset_id: str) -> DatasetRecord:
+        """Have it read whole and compared."""
 
     @property
     def upload(self) -> Callable[..., Awaitable[DatasetRecord]]:
@@ -76,7 +84,8 @@ async def import_folder(
     What an export wrote keeps its id, name, kind, metadata, tags and parents; its former record is
     in ``provenance["imported"]``, and what was noted in the new history. Any other file has its
     path in the folder as its name, the kind of its suffix, and an id of its content, so that the
-    same content is stored once. What is in the bank already is left as it is. Hidden files, and
+    same content is stored once. What is in the bank already is left as it is; the bank verifies it,
+    and what is damaged there is mended. Hidden files, and
     links to elsewhere, are left out.
 
     :raises OSError: the folder cannot be read.
@@ -124,10 +133,30 @@ async def _import(bank: ImportBank, item: _Item, report: FolderReport, dry_run: 
             "another bank",
             dataset_id=dataset_id,
         )
+    if not await _is_whole(bank, dataset_id):
+        report.done += 1
+        report.bytes += stored.size
+        if dry_run:
+            return "damaged in the bank; would be mended"
+        await _upload(bank, item, dataset_id)
+        return "was damaged in the bank; mended"
     if "imported" in stored.provenance and not dry_run:
         await _replay(bank, item, dataset_id)
     report.already += 1
     return "already there"
+
+
+async def _is_whole(bank: ImportBank, dataset_id: str) -> bool:
+    """The bank reads it, for what is damaged and was not read since is not known to be so."""
+    try:
+        await bank.verify(dataset_id)
+    except Damaged:
+        return False
+    except StorageError as exc:
+        # Its object is missing; any other trouble of the disk is told by the upload.
+        log.warning("dataset %s cannot be verified (%s): it is sent again", dataset_id, exc)
+        return False
+    return True
 
 
 async def _upload(bank: ImportBank, item: _Item, dataset_id: str) -> None:

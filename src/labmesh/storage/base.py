@@ -11,7 +11,8 @@ any moment; and ``close()`` is called when nobody begins anything new.
 The order of a commit, which makes an acknowledged dataset survive a power cut: ``part.finish()``
 returns, then ``catalog.add()`` returns, and only then the dataset is acknowledged and announced. A
 crash in between leaves an object without a record, which nobody can see, and which is removed once
-it is old.
+it is old. Its upload, when bytes of it were acknowledged as durable, can be ended by its sender:
+the part is offered again, complete, until ``part.discard()`` after ``catalog.add()``.
 
 Errors: :class:`~labmesh.errors.NoSpace` for a full disk or quota, :class:`~labmesh.errors.Damaged`
 for bytes that changed, :class:`~labmesh.errors.StorageError` for everything else that the medium
@@ -85,6 +86,10 @@ class Part(Protocol):
     def finish(self, size: int, sha256: str) -> None:
         """Make the bytes durable and readable under ``sha256`` (lower-case hexadecimal).
 
+        A part of which any byte was durable before stays one for :meth:`BlobStore.unfinished`
+        until ``discard()``, which is called once its record is in the catalogue: a crash in
+        between must not leave a sender without what it was told is durable.
+
         All or nothing: after an error the part is gone, and what a reader can see is whole content
         or none. The same content may be stored any number of times; it is one object, and storing
         it again mends one that was damaged.
@@ -102,7 +107,8 @@ class Part(Protocol):
     def discard(self) -> None:
         """Drop what was written, once the call that is under way has returned.
 
-        Harmless after ``finish()`` and twice; never raises.
+        After ``finish()`` the object stays, and nobody is offered the part any more. Harmless
+        twice; never raises.
         """
 
 
@@ -129,7 +135,8 @@ class BlobStore(Protocol):
 
     def unfinished(self) -> Sequence[Part]:
         """The parts that an earlier process left with durable bytes: each once, ``size`` equal to
-        ``durable``, ready to be continued.
+        ``durable``, ready to be continued. One that was finished is among them, complete, until it
+        was discarded.
         """
 
     def read(self, sha256: str, offset: int, size: int) -> bytes:

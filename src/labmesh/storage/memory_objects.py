@@ -6,11 +6,13 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from labmesh.errors import Damaged, LabmeshError, NoSpace, StorageError
-from labmesh.storage.base import Piece, StoredObject, check_finished
+from labmesh.storage.base import Part, Piece, StoredObject, check_finished
 from labmesh.storage.pieces import PIECE_BYTES, PieceSums, Sums
+from labmesh.storage.placed import PlacedPart
 
 __all__ = ["MemoryBlobStore"]
 
@@ -31,6 +33,9 @@ class MemoryBlobStore:
         self._set_aside: set[str] = set()
         self._parts: set[_MemoryPart] = set()
         self._left: list[_MemoryPart] = []
+        #: finished and not discarded: by this process, and by those before it
+        self._placed: list[_Placed] = []
+        self._placed_before: list[_Placed] = []
         self._broken = ""
         self._refusal = ""
         self._lock = threading.RLock()
@@ -46,11 +51,31 @@ class MemoryBlobStore:
             self._parts.add(part)
             return part
 
-    def unfinished(self) -> list[_MemoryPart]:
+    def unfinished(self) -> list[Part]:
         with self._lock:
             left, self._left = self._left, []
+            placed, self._placed_before = self._placed_before, []
             self._parts.update(left)
-            return left
+            return [*left, *map(self._continued, placed)]
+
+    def _continued(self, placed: _Placed) -> PlacedPart:
+        return PlacedPart(
+            placed.size,
+            placed.sha256,
+            placed.note,
+            stands=lambda sha256, _: sha256 in self._objects,
+            drop=lambda: self.forget(placed),
+        )
+
+    def remember(self, placed: _Placed) -> None:
+        """What was finished is offered to the next process."""
+        with self._lock:
+            self._placed.append(placed)
+
+    def forget(self, placed: _Placed) -> None:
+        """It is not any more."""
+        with self._lock, suppress(ValueError):
+            self._placed.remove(placed)
 
     def grow(self, part: _MemoryPart, size: int) -> None:
         """Refuse bytes for which there is no room, and all of them on a broken medium."""
@@ -126,6 +151,7 @@ class MemoryBlobStore:
     def close(self) -> None:
         for part in list(self._parts):
             part.leave()
+        self._placed_before = list(self._placed)
 
     def _object(self, sha256: str) -> _Object:
         if sha256 in self._set_aside:
@@ -173,6 +199,14 @@ class MemoryBlobStore:
             raise StorageError(self._refusal)
 
 
+class _Placed(NamedTuple):
+    """A part that was finished, and of whose record nobody knows."""
+
+    size: int
+    sha256: str
+    note: bytes
+
+
 class _Object:
     def __init__(self, content: bytes, sums: Sums) -> None:
         self.content = content
@@ -194,6 +228,7 @@ class _MemoryPart:
         self._lock = threading.RLock()
         self.note = note
         self.durable = len(content)
+        self._placed: _Placed | None = None
 
     @property
     def size(self) -> int:
@@ -232,6 +267,9 @@ class _MemoryPart:
                 sums.update(memoryview(content))
                 self._store.keep(self, sums.sums(digest), content)
             self._content = None
+            if self.durable:
+                self._placed = _Placed(size, sha256, self.note)
+                self._store.remember(self._placed)
 
     def leave(self) -> None:
         with self._lock:
@@ -246,6 +284,9 @@ class _MemoryPart:
         with self._lock:
             self._content = None
             self._store.end(self)
+            placed, self._placed = self._placed, None
+            if placed is not None:
+                self._store.forget(placed)
 
     @contextmanager
     def _abandoned_on_error(self) -> Iterator[None]:

@@ -126,6 +126,16 @@ class ObjectFolder:
         # Others may see the name before it is durable: who asks for it has no record of it yet.
         self._ops.fsync_dir(target.parent)
 
+    def stands(self, sha256: str, size: int) -> bool:
+        """Whether an object of this size is there. If so it counts as stored just now."""
+        if not _SHA256.fullmatch(sha256) or sha256 in self._refused:
+            return False
+        with self._lock:
+            if not 0 < size == self._size_of(self._path(sha256)):
+                return False
+            self._remember_fresh(sha256)
+        return True
+
     def _have_folder(self, folder: Path) -> None:
         if folder not in self._durable_folders:
             make_folder(self._ops, folder)

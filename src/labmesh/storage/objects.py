@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from labmesh.errors import StorageError
-from labmesh.storage.base import StoredObject
+from labmesh.storage.base import Part, StoredObject
 from labmesh.storage.fileops import (
     FileOps,
     close_quietly,
@@ -27,6 +27,7 @@ from labmesh.storage.health import DiskHealth
 from labmesh.storage.object_folder import ObjectFolder
 from labmesh.storage.parts import PART_FILE, FilePart, PartFiles, PartRecord, Workshop
 from labmesh.storage.pieces import Sums
+from labmesh.storage.placed import PlacedPart
 from labmesh.storage.room import Claim, Room
 
 __all__ = ["FileBlobStore"]
@@ -111,16 +112,25 @@ class FileBlobStore:
         self._open_parts.add(part)
         return part
 
-    def unfinished(self) -> list[FilePart]:
+    def unfinished(self) -> list[Part]:
         self._check_open()
         left, self._left = self._left, []
-        parts = []
-        for number, record in left:
-            # Its bytes are there already; what is refused now would be refused for ever.
-            claim = self._room.adopt(record.reserved, record.durable)
-            parts.append(FilePart(self._shop, self._files(number), claim, record.note))
-        self._open_parts.update(parts)
-        return parts
+        return [self._continued(self._files(number), record) for number, record in left]
+
+    def _continued(self, files: PartFiles, record: PartRecord) -> Part:
+        if not self._ops.exists(files.content):
+            return PlacedPart(
+                record.durable,
+                record.sha256,
+                record.note,
+                stands=self._objects.stands,
+                drop=lambda: remove_quietly(self._ops, files.record),
+            )
+        # Its bytes are there already; what is refused now would be refused for ever.
+        claim = self._room.adopt(record.reserved, record.durable)
+        part = FilePart(self._shop, files, claim, record.note)
+        self._open_parts.add(part)
+        return part
 
     def _look_at_parts(self) -> int:
         """Find what can be continued and remove the rest that is ours; the highest number there."""
@@ -128,7 +138,7 @@ class FileBlobStore:
         ours = {name: match for name in names if (match := PART_FILE.fullmatch(name))}
         kept = set()
         for name, match in sorted(ours.items()):
-            if match[2] == "json" and f"{match[1]}.part" in ours:
+            if match[2] == "json":
                 try:
                     self._left.append((int(match[1]), self._read_record(int(match[1]))))
                 except OSError as error:
@@ -147,7 +157,10 @@ class FileBlobStore:
         """:raises ValueError: it is of no use, or the part beside it is not what it says."""
         files = self._files(number)
         record = PartRecord.decode(read_file(self._ops, files.record))
-        if self._ops.stat(files.content).size < record.durable:
+        if not self._ops.exists(files.content):
+            if not self._objects.stands(record.sha256, record.durable):
+                raise ValueError("neither the part nor its object is there")
+        elif self._ops.stat(files.content).size < record.durable:
             raise ValueError("the part is shorter than it says")
         return record
 

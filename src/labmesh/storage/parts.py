@@ -54,14 +54,18 @@ class PartRecord(NamedTuple):
     durable: int
     reserved: int
     note: bytes
+    #: what the object is called, once it may stand in the place of the part
+    sha256: str = ""
 
     def encode(self) -> bytes:
-        fields = {
+        fields: dict[str, int | str] = {
             "format": _FORMAT,
             "durable": self.durable,
             "reserved": self.reserved,
             "note": base64.b64encode(self.note).decode(),
         }
+        if self.sha256:
+            fields["sha256"] = self.sha256
         return (json.dumps(fields) + "\n").encode()
 
     @classmethod
@@ -71,11 +75,14 @@ class PartRecord(NamedTuple):
         if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
             raise ValueError(f"it is not a part record of format {_FORMAT}")
         durable, reserved, note = (fields.get(name) for name in ("durable", "reserved", "note"))
-        if not (isinstance(durable, int) and isinstance(reserved, int) and isinstance(note, str)):
+        sha256 = fields.get("sha256", "")
+        if not (isinstance(durable, int) and isinstance(reserved, int)):
+            raise ValueError("a number of it is missing or of another type")
+        if not (isinstance(note, str) and isinstance(sha256, str)):
             raise ValueError("a field of it is missing or of another type")
         if durable <= 0 or reserved < 0:
             raise ValueError("a number in it makes no sense")
-        return cls(durable, reserved, base64.b64decode(note, validate=True))
+        return cls(durable, reserved, base64.b64decode(note, validate=True), sha256)
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class FilePart:
         self._hashed = 0
         self._behind = self._resumed
         self._catching_up = False
-        self._ended = False
+        self._ended = self._placed = False
         self._fd: int | None = None
         self._hashing = threading.Lock()
         self._syncing = threading.Lock()
@@ -208,9 +215,9 @@ class FilePart:
                 self._durable = size
             return self._durable
 
-    def _keep_record(self, durable: int) -> None:
+    def _keep_record(self, durable: int, sha256: str = "") -> None:
         ops, files = self._shop.ops, self._files
-        record = PartRecord(durable, self._claim.reserved, self.note)
+        record = PartRecord(durable, self._claim.reserved, self.note, sha256)
         self._record_stands = True
         write_file(ops, files.draft, record.encode())
         ops.rename(files.draft, files.record)
@@ -273,11 +280,12 @@ class FilePart:
                 digest = self._whole.hexdigest()
                 check_finished(size, sha256, written=self._size, digest=digest)
                 self._settle(fd)
-                self._shop.place(self._files, self._sums.sums(digest), self._claim)
-                self._ended = True
-                self._shop.forget(self)
                 if self._record_stands:
-                    remove_quietly(self._shop.ops, self._files.record)
+                    # Until the catalogue knows of it, the object is what the sender was told of.
+                    self._keep_record(self._size, digest)
+                self._shop.place(self._files, self._sums.sums(digest), self._claim)
+                self._ended = self._placed = True
+                self._shop.forget(self)
 
     def _settle(self, fd: int) -> None:
         """Have the bytes durable and the file closed."""
@@ -302,6 +310,9 @@ class FilePart:
         with self._syncing, self._lock:
             if not self._ended:
                 self._end(keep=False)
+            elif self._placed and self._record_stands:
+                remove_quietly(self._shop.ops, self._files.record)
+                self._record_stands = False
 
     def _end(self, *, keep: bool) -> None:
         ops, files = self._shop.ops, self._files

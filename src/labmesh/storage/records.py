@@ -271,7 +271,10 @@ class RecordFiles:
         try:
             self._remove(self.path(TRASH, record.dataset_id))
         except OSError:
-            remove_quietly(self._ops, self.path(RECORDS, record.dataset_id))
+            # A name may be gone whose removal is not known to be durable: then the record is all
+            # that there is of the dataset.
+            if self._ops.exists(self.path(TRASH, record.dataset_id)):
+                remove_quietly(self._ops, self.path(RECORDS, record.dataset_id))
             raise
 
     def clear_leftover(self, dataset_id: str) -> None:

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,33 @@ def test_whatever_operation_of_a_change_fails_the_index_is_as_the_files_are(
     else:
         pytest.fail("the change takes more operations than expected")
     assert number > 2
+
+
+@pytest.mark.parametrize("step", ["annotate again", "trash", "restore"])
+def test_no_operation_that_fails_once_loses_a_dataset(tmp_path: Path, step: str) -> None:
+    filled(tmp_path / "first")
+    for number in range(30):
+        root = tmp_path / str(number)
+        shutil.copytree(tmp_path / "first", root)
+        ops = FaultyFileOps()
+        catalog = FileCatalog(root, ops=ops)
+        before = _kept(catalog)
+        ops.done.clear()
+        ops.faults[number] = errno.EIO
+        with suppress(StorageError):
+            STEPS[step](catalog)
+        ops.faults.clear()
+        assert _kept(catalog) == before, (number, ops.failed)
+        catalog.close()
+        if ops.failed is None:
+            return
+    pytest.fail("the change takes more operations than expected")
+
+
+def _kept(catalog: Catalog) -> set[str]:
+    """The ids of what can be read or restored."""
+    trashed = {each.record.dataset_id for each in catalog.trashed()}
+    return trashed | {each.dataset_id for each in catalog.page().records}
 
 
 def test_what_stands_in_the_records_and_in_the_trash_is_in_the_trash(root: Path) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "History",
     "ListDatasets",
     "ListTrash",
+    "PurgeDataset",
     "RestoreDataset",
     "SearchDatasets",
     "TrashEntry",
@@ -256,6 +257,12 @@ class DeleteDataset(Request, frozen=True, kw_only=True, omit_defaults=True, tag=
 
 class RestoreDataset(Request, frozen=True, kw_only=True, omit_defaults=True, tag="restore_dataset"):
     """Out of the trash → Committed, or 404."""
+
+    dataset_id: Annotated[DatasetId, ID]
+
+
+class PurgeDataset(Request, frozen=True, kw_only=True, omit_defaults=True, tag="purge_dataset"):
+    """Out of the trash for ever, before its grace period ends → Done, or 404."""
 
     dataset_id: Annotated[DatasetId, ID]
 
