@@ -6,24 +6,24 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from labmesh.bank_client import BankClient
-from labmesh.client_node import ClientNode
+from labmesh.asking.bank_client import BankClient
+from labmesh.asking.client_node import ClientNode
+from labmesh.asking.links import REQUEST_S
+from labmesh.asking.remote import LinkHealth, RelayClient
 from labmesh.errors import NotFound
-from labmesh.feed import Ids
-from labmesh.healing import Gap
-from labmesh.links import REQUEST_S
-from labmesh.listening import Subscription
-from labmesh.log_lines import remembered
-from labmesh.log_stream import LogLine
+from labmesh.events.feed import Ids
+from labmesh.events.healing import Gap
+from labmesh.events.listening import Subscription
+from labmesh.events.log_lines import remembered
+from labmesh.events.log_stream import LogLine
+from labmesh.events.reading import Reading
+from labmesh.events.watching import Readings
 from labmesh.node import seconds
 from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.messages import GetStatus, NodeRecord, Status
 from labmesh.protocol.roster import about, nobody
-from labmesh.reading import Reading
-from labmesh.remote import LinkHealth, RelayClient
 from labmesh.transport.keys import Security
-from labmesh.watching import Readings
 
 __all__ = ["BankClient", "DirectorClientAgent", "RelayClient"]
 

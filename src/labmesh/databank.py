@@ -9,11 +9,13 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, ClassVar
 
-from labmesh.announcing import Announcer
-from labmesh.bank_states import LastStates
-from labmesh.bank_threads import BankThreads
-from labmesh.bank_upkeep import BankUpkeep, UpkeepTimes
 from labmesh.errors import NotSent
+from labmesh.keeping.announcing import Announcer
+from labmesh.keeping.bank_states import LastStates
+from labmesh.keeping.bank_threads import BankThreads
+from labmesh.keeping.bank_upkeep import BankUpkeep, UpkeepTimes
+from labmesh.keeping.retrieval import Retrieval
+from labmesh.keeping.uploads_desk import UploadsDesk
 from labmesh.membership import Member
 from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.messages import (
@@ -28,12 +30,10 @@ from labmesh.protocol.messages import (
 )
 from labmesh.protocol.retention import Rule
 from labmesh.protocol.upload import UploadLimits
-from labmesh.retrieval import Retrieval
 from labmesh.storage.base import BlobStore, Catalog
 from labmesh.storage.filesystem import open_folder
 from labmesh.transport.keys import Security
 from labmesh.transport.service import Answer, Origin, Service
-from labmesh.uploads_desk import UploadsDesk
 
 __all__ = ["DataBank"]
 

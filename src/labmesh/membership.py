@@ -18,8 +18,8 @@ from labmesh.errors import (
     NotFound,
     ProtocolError,
 )
-from labmesh.log_stream import LogStream
-from labmesh.log_stream import log_level as level_number
+from labmesh.events.log_stream import LogStream
+from labmesh.events.log_stream import log_level as level_number
 from labmesh.node import Node, seconds
 from labmesh.protocol.addresses import Address, advertised, check_host, is_loopback, parse_connect
 from labmesh.protocol.messages import (

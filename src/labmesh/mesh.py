@@ -45,8 +45,8 @@ from labmesh.client import DirectorClientAgent
 from labmesh.config import CONFIG_NAME, Config, find_config, load_config, read_toml
 from labmesh.discovery import BROKER_VARIABLE, BrokerCandidate, broker_candidate
 from labmesh.errors import LinkLost, NotSent
+from labmesh.events.reading import Reading
 from labmesh.protocol.messages import NodeRecord
-from labmesh.reading import Reading
 from labmesh.transfer import Progress
 from labmesh.transport.keys import Security
 

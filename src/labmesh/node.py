@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, ClassVar, Self, TypeVar
 
 from labmesh.errors import Stopping
-from labmesh.log_stream import owner
+from labmesh.events.log_stream import owner
 from labmesh.protocol.ids import check_id
 from labmesh.transport.keys import Security
 from labmesh.transport.sockets import Sockets

@@ -11,7 +11,6 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from labmesh.calls import CallDesk
 from labmesh.errors import Stopping
 from labmesh.instruments.cooperation import current
 from labmesh.instruments.exposure import MethodTable
@@ -35,13 +34,14 @@ from labmesh.protocol.messages import (
 from labmesh.protocol.open_call import OpenCall
 from labmesh.protocol.sizes import parse_size
 from labmesh.provenance import driver_facts, plain_facts, sender_facts
-from labmesh.states import ON_CHANGE, WHEN_POLLED, StateStream
+from labmesh.serving.calls import CallDesk
+from labmesh.serving.states import ON_CHANGE, WHEN_POLLED, StateStream
+from labmesh.serving.uploading import RelayUploads
 from labmesh.storage.spool import Spool
 from labmesh.transfer import Progress, UploadSettings, upload_dataset
 from labmesh.transport.answering import Answer, Origin
 from labmesh.transport.keys import Security
 from labmesh.transport.shared import SharedService
-from labmesh.uploading import RelayUploads
 
 __all__ = ["RelayAgent", "upload_dataset"]
 

@@ -20,8 +20,8 @@ from tests.support.peers import until
 from tests.support.places import Places
 
 from labmesh import BankClient, DataBank
-from labmesh.bank_upkeep import SoundClock
 from labmesh.errors import Busy, Conflict, Damaged, NoSpace, StorageError
+from labmesh.keeping.bank_upkeep import SoundClock
 from labmesh.protocol.messages import (
     ChunkStored,
     Committed,

@@ -597,7 +597,7 @@ async def test_a_call_made_before_the_death_of_its_relay_is_noticed_ends_as_soon
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loop stood still meanwhile; the limit for such calls, 4 s, is made shorter here."""
-    monkeypatch.setattr("labmesh.links._REACH_S", 0.5)
+    monkeypatch.setattr("labmesh.asking.links._REACH_S", 0.5)
     nodes = (
         f'[{{"kind": "relay", "relay_id": "Inst-0", "broker_rpc": "{places.rpc}", '
         f'"state_pub": "{places.xsub}", "rpc_bind": "tcp://127.0.0.1:*"}}]'

@@ -54,7 +54,7 @@ async def queue_has(relay: RelayClient, count: int) -> None:
 async def test_a_call_that_waits_is_taken_back_when_its_client_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("labmesh.served._GIVEN_UP_S", 0.5)
+    monkeypatch.setattr("labmesh.serving.served._GIVEN_UP_S", 0.5)
     monkeypatch.setattr("labmesh.protocol.callee.SIGN_INTERVAL_S", 0.1)
     driver = Stage()
     async with LocalMesh({"stage": driver}, banks=0) as mesh:
@@ -73,7 +73,7 @@ async def test_a_call_whose_caller_heard_nothing_for_too_long_does_not_begin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The relay's loop stood still, and gave no signs of life; its driver's thread worked on."""
-    monkeypatch.setattr("labmesh.served._GIVEN_UP_S", 0.2)
+    monkeypatch.setattr("labmesh.serving.served._GIVEN_UP_S", 0.2)
     driver = Stage()
     async with LocalMesh({"stage": driver}, banks=0) as mesh:
         stage, endpoint, holding = await kept_busy(mesh, driver)

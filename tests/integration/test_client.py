@@ -210,7 +210,7 @@ async def test_while_the_broker_is_away_questions_to_it_end_in_time(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("labmesh.client.REQUEST_S", 0.3)
-    monkeypatch.setattr("labmesh.links.REQUEST_S", 0.3)
+    monkeypatch.setattr("labmesh.asking.links.REQUEST_S", 0.3)
     async with places.broker() as broker, places.client() as client:
         await broker.stop()
         for ask in (
@@ -230,7 +230,7 @@ async def test_while_the_broker_is_away_questions_to_it_end_in_time(
 async def test_states_cannot_be_followed_for_ever_without_a_broker(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labmesh.in_step._BEGIN_S", 0.3)
+    monkeypatch.setattr("labmesh.events.in_step._BEGIN_S", 0.3)
     async with places.broker() as broker, places.client() as client:
         await broker.stop()
         with pytest.raises(ConnectionError, match=r"no states within 0\.3 s"):

@@ -18,9 +18,9 @@ from labmesh.cli import assembly
 from labmesh.client import BankClient, DirectorClientAgent, RelayClient
 from labmesh.config import BankTable, BrokerTable, Config, RelayEntry, RelayTable
 from labmesh.errors import LinkLost
+from labmesh.events.reading import Reading
 from labmesh.instruments.simulated import Thermometer
 from labmesh.protocol.messages import Hello, NodeRecord, Welcome
-from labmesh.reading import Reading
 from labmesh.transfer import upload_dataset
 from labmesh.transport.keys import Security
 from labmesh.transport.link import Link

@@ -103,7 +103,7 @@ def pickled(value: Any) -> Any:
 def test_a_large_table_or_grid_is_read_by_way_of_a_file_that_goes(
     bank: Bank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labmesh.bank_client._LARGE_BYTES", 0)
+    monkeypatch.setattr("labmesh.asking.bank_client._LARGE_BYTES", 0)
     grid = xr.Dataset({"s": (("x",), [1.0, 3.0])}, {"x": [0.5, 1.5]})
     records = [bank.put(each) for each in (grid, grid["s"], grid.to_dataframe())]
     (tmp_path / "temporary").mkdir()

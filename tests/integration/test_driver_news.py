@@ -13,7 +13,7 @@ from tests.support.peers import until
 
 import labmesh
 from labmesh.errors import DriverError, NotFound
-from labmesh.log_stream import LogLine
+from labmesh.events.log_stream import LogLine
 from labmesh.testing import LocalMesh, ScriptedInstrument
 
 # ── on change ───────────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ import pytest
 from tests.support.hearing import Heard
 from tests.support.places import Places
 
-from labmesh.reading import Reading
+from labmesh.events.reading import Reading
 from labmesh.testing import LocalMesh, ScriptedInstrument
 
 LIMIT_S = 10.0
@@ -180,7 +180,7 @@ async def test_a_subscription_may_be_cancelled_by_its_own_callback() -> None:
 async def test_a_slow_callback_gets_the_newest_states_and_is_told_what_it_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("labmesh.listening._QUEUE", 5)
+    monkeypatch.setattr("labmesh.events.listening._QUEUE", 5)
     async with mesh_of("Inst-0") as mesh:
         client = await mesh.client()
         slow, quick = Heard(), Heard()

@@ -10,7 +10,7 @@ import pytest
 from tests.support.peers import open_sockets, until
 
 from labmesh import DirectorClientAgent, DirectoryBroker
-from labmesh.healing import Gap
+from labmesh.events.healing import Gap
 from labmesh.protocol.replay import MAX_EVENTS
 from labmesh.transport.proxy import Proxy
 from labmesh.transport.publisher import Publisher

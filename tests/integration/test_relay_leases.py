@@ -19,8 +19,8 @@ from tests.support.processes import Process, program
 from tests.support.served import ServedMesh, eventually
 
 from labmesh import DirectorClientAgent, RelayClient, expose
+from labmesh.asking.holding import HeldLease, holder_name
 from labmesh.errors import Conflict, LabmeshError, Locked, NotFound
-from labmesh.holding import HeldLease, holder_name
 from labmesh.testing import LocalMesh
 
 RELAY = "Inst-0"

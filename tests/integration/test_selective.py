@@ -15,8 +15,8 @@ from tests.support.peers import until
 import labmesh
 from labmesh import DirectorClientAgent
 from labmesh.errors import NoAnswer, ProtocolError
+from labmesh.events.reading import Reading
 from labmesh.protocol.interests import MAX_PREFIXES
-from labmesh.reading import Reading
 from labmesh.testing import LocalMesh, ScriptedInstrument
 
 RELAYS = ("psu-1", "psu-10", "dmm-1")

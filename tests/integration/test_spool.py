@@ -14,10 +14,10 @@ from tests.support.processes import free_ports
 
 import labmesh
 from labmesh import DataBank, RelayAgent
+from labmesh.asking.remote import RelayClient
 from labmesh.blocking.status import InstrumentStatus
 from labmesh.errors import ConfigError, Conflict, NoSpace, ProtocolError
 from labmesh.protocol.messages import GetDataset
-from labmesh.remote import RelayClient
 from labmesh.storage.memory import MemoryBlobStore, MemoryCatalog
 from labmesh.transfer import UploadSettings, upload
 from labmesh.transport.keys import Security

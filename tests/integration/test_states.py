@@ -17,7 +17,7 @@ from tests.support.hearing import Heard
 from tests.support.lab_values import same
 from tests.support.places import Places
 
-from labmesh.reading import Reading
+from labmesh.events.reading import Reading
 from labmesh.testing import Held, LocalMesh, ScriptedInstrument
 
 LIMIT_S = 10.0

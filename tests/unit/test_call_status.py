@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from labmesh.call_status import CallStatus
+from labmesh.asking.call_status import CallStatus
 from labmesh.errors import DriverError, Expired, OutcomeUnknown
 from labmesh.protocol.messages import CallState
 

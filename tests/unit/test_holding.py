@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from labmesh.asking.holding import Fences, HeldLease, holder_name
 from labmesh.errors import (
     Conflict,
     LabmeshError,
@@ -22,7 +23,6 @@ from labmesh.errors import (
     NotSent,
     Stopping,
 )
-from labmesh.holding import Fences, HeldLease, holder_name
 from labmesh.protocol.leases import Ended, Leases
 from labmesh.protocol.messages import (
     Acquire,
@@ -209,7 +209,7 @@ async def test_a_lease_that_the_relay_has_ended_is_lost_and_says_why(
 ) -> None:
     lease = await relay.acquire(SHORT_S)
     relay.leases.break_lease(0, 0.0, by="bob@lab2 (pid 9)", reason="he went home")
-    with caplog.at_level(logging.WARNING, "labmesh.holding"):
+    with caplog.at_level(logging.WARNING, "labmesh.asking.holding"):
         await relay.until_lost(lease)
     assert "was broken by bob@lab2 (pid 9) (he went home)" in lease.lost
     assert caplog.messages == [f"client-1 lost the lease of Inst-0 (fence 1): {lease.lost}"]
@@ -379,7 +379,7 @@ async def test_what_is_acquired_while_the_client_closes_is_given_back(relay: Rel
 async def test_a_relay_that_does_not_answer_does_not_keep_a_client_from_closing(
     relay: RelayBehind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labmesh.holding._CLOSE_S", 0.05)
+    monkeypatch.setattr("labmesh.asking.holding._CLOSE_S", 0.05)
     relay.open.clear()
     acquiring = asyncio.create_task(relay.acquire())
     await relay.until_asked(Acquire)
@@ -393,7 +393,7 @@ async def test_a_relay_that_cannot_be_told_of_a_release_is_logged(
 ) -> None:
     lease = await relay.acquire(30.0)
     relay.unreachable = NotSent("no link to Inst-0 in time")
-    with caplog.at_level(logging.WARNING, "labmesh.holding"):
+    with caplog.at_level(logging.WARNING, "labmesh.asking.holding"):
         await lease.release()
     assert relay.fences.of(RELAY) == 0
     (message,) = caplog.messages

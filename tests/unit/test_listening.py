@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.support.peers import until
 
-from labmesh.listening import Subscription
+from labmesh.events.listening import Subscription
 
 LIMIT_S = 5.0
 

@@ -18,7 +18,7 @@ from labmesh.protocol.batches import read_outcomes
 from labmesh.protocol.codec import Buffer, Codec
 from labmesh.protocol.messages import BatchResult, Item, Result
 from labmesh.protocol.open_call import OpenCall, Owner
-from labmesh.served import Served, ServedBatch, ServedCall, ServedStream, kept_value
+from labmesh.serving.served import Served, ServedBatch, ServedCall, ServedStream, kept_value
 from labmesh.transport.answering import Origin
 
 READER = Codec((Result, BatchResult, Item))

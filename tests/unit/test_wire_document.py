@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from msgspec import inspect as types
 
-from labmesh import call_watch, calls, errors, lease_desk, states
+from labmesh import errors
 from labmesh.protocol import (
     driver_events,
     json_values,
@@ -42,6 +42,7 @@ from labmesh.protocol.messages import (
 )
 from labmesh.protocol.past_calls import Memory
 from labmesh.relay import RelayAgent
+from labmesh.serving import call_watch, calls, lease_desk, states
 from labmesh.transport.publisher import MAX_EVENT_BYTES
 from labmesh.transport.sockets import MAX_FRAME_BYTES
 

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from labmesh.bank_client import BankClient
+from labmesh.asking.bank_client import BankClient
 from labmesh.blocking.cards import plain
 from labmesh.blocking.records import History, Provenance, Record, Records, SlicedArray, Trash
 from labmesh.blocking.session import Session

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from labmesh.batching import CallBatch
+from labmesh.asking.batching import CallBatch
 from labmesh.blocking.names import check_gettable, check_settable, unknown
 from labmesh.blocking.session import Session
 from labmesh.errors import LabmeshError

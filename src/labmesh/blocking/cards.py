@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from labmesh.blocking.limits import method_marks, value_marks
+from labmesh.events.reading import Reading
 from labmesh.protocol.messages import MethodInfo, NodeRecord, ValueInfo
-from labmesh.reading import Reading
 
 __all__ = [
     "InstrumentCard",

@@ -6,6 +6,8 @@ import math
 from collections.abc import Coroutine
 from typing import Any
 
+from labmesh.asking.call_status import CallStatus
+from labmesh.asking.remote import RelayClient
 from labmesh.blocking.batches import Batch
 from labmesh.blocking.cards import InstrumentCard, instrument_html, instrument_text
 from labmesh.blocking.leases import Lease, hold
@@ -15,12 +17,10 @@ from labmesh.blocking.readings import Readings
 from labmesh.blocking.session import Session
 from labmesh.blocking.status import InstrumentStatus
 from labmesh.blocking.streams import Stream
-from labmesh.call_status import CallStatus
 from labmesh.errors import LabmeshError, OutcomeUnknown
+from labmesh.events.reading import Reading
 from labmesh.instruments.exposure import call_arguments
 from labmesh.protocol.messages import Access, Description, NodeRecord, Status
-from labmesh.reading import Reading
-from labmesh.remote import RelayClient
 from labmesh.transport.inflow import ItemStream
 
 __all__ = ["Instrument", "InstrumentStatus"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
+from labmesh.asking.holding import HeldLease
+from labmesh.asking.remote import RelayClient
 from labmesh.blocking.session import Session
-from labmesh.holding import HeldLease
-from labmesh.remote import RelayClient
 
 __all__ = ["Lease", "hold"]
 

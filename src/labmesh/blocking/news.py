@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from labmesh.blocking.session import Session
-from labmesh.feed import Ids
-from labmesh.healing import Gap
-from labmesh.listening import Subscription
-from labmesh.log_stream import LogLine
+from labmesh.events.feed import Ids
+from labmesh.events.healing import Gap
+from labmesh.events.listening import Subscription
+from labmesh.events.log_stream import LogLine
 
 __all__ = ["News"]
 

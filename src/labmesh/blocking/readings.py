@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Protocol, Self
 
 from labmesh.errors import NoAnswer
+from labmesh.events.reading import Gaps, Reading
 from labmesh.protocol.inbox import Inbox
-from labmesh.reading import Gaps, Reading
 
 __all__ = ["Mailbox", "Readings"]
 

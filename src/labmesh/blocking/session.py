@@ -10,16 +10,16 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from labmesh.asking.remote import RelayClient
 from labmesh.blocking.background import BackgroundLoop
 from labmesh.blocking.calls import BlockingCalls
 from labmesh.blocking.methods import Driver, changes
 from labmesh.blocking.readings import Mailbox, Readings
 from labmesh.client import DirectorClientAgent
 from labmesh.errors import LabmeshError, NotFound
-from labmesh.listening import Subscription
+from labmesh.events.listening import Subscription
 from labmesh.protocol.messages import Access, BatchResult, NodeRecord
 from labmesh.protocol.topics import subscription
-from labmesh.remote import RelayClient
 
 __all__ = ["DriverChangedWarning", "Session"]
 

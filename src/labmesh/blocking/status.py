@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
+from labmesh.asking.remote import LinkHealth
 from labmesh.blocking.cards import ago, duration, plain
 from labmesh.errors import LabmeshError
+from labmesh.events.reading import STALE_INTERVALS
 from labmesh.protocol.messages import Status
-from labmesh.reading import STALE_INTERVALS
-from labmesh.remote import LinkHealth
 
 __all__ = ["InstrumentStatus", "LeaseStatus", "SpoolStatus"]
 

@@ -26,7 +26,7 @@ from labmesh.client import BankClient, DirectorClientAgent
 from labmesh.config import BankTable, BrokerTable, Config, RelayTable
 from labmesh.content import packed
 from labmesh.errors import ChecksumMismatch
-from labmesh.reading import Reading
+from labmesh.events.reading import Reading
 from labmesh.transport.keys import Security
 
 __all__ = ["demo"]

@@ -16,9 +16,9 @@ from labmesh.cli.running import connected, run
 from labmesh.client import DirectorClientAgent
 from labmesh.config import Config
 from labmesh.errors import ConfigError, LabmeshError, LinkLost
+from labmesh.events.reading import Reading
 from labmesh.protocol.addresses import is_loopback, parse_connect
 from labmesh.protocol.messages import NodeRecord, Ping, Pong, Status
-from labmesh.reading import Reading
 
 __all__ = ["doctor"]
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from labmesh.asking.remote import RelayClient
+from labmesh.asking.streaming import AsyncStream
 from labmesh.cli.options import ClientOptions
 from labmesh.cli.outcomes import DONE
 from labmesh.cli.output import Output, age, one_line, shown_value
@@ -18,8 +20,6 @@ from labmesh.cli.values import call_values, read_value
 from labmesh.client import DirectorClientAgent
 from labmesh.errors import NoAnswer, NotSent, UnknownMethod
 from labmesh.protocol.messages import Description, ValueInfo
-from labmesh.remote import RelayClient
-from labmesh.streaming import AsyncStream
 
 __all__ = ["call", "described", "get", "set_value"]
 

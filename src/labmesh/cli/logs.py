@@ -15,8 +15,8 @@ from labmesh.cli.output import Output, one_line, printable
 from labmesh.cli.running import connected, run
 from labmesh.client import DirectorClientAgent
 from labmesh.errors import ConfigError
-from labmesh.listeners import hears
-from labmesh.log_stream import LogLine, log_level
+from labmesh.events.listeners import hears
+from labmesh.events.log_stream import LogLine, log_level
 
 __all__ = ["log"]
 

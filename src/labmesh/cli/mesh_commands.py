@@ -20,9 +20,9 @@ from labmesh.cli.output import age, one_line, shown_state, size
 from labmesh.cli.running import connected, run
 from labmesh.client import DirectorClientAgent
 from labmesh.errors import ConfigError, LinkLost
-from labmesh.healing import Gap
+from labmesh.events.healing import Gap
+from labmesh.events.reading import Reading
 from labmesh.protocol.messages import NodeRecord
-from labmesh.reading import Reading
 
 __all__ = ["listed", "ls", "watch"]
 

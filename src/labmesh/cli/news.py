@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from labmesh.cli.output import age, one_line, shown_state
-from labmesh.healing import Gap
+from labmesh.events.healing import Gap
 from labmesh.protocol.driver_events import RESERVED
 
 __all__ = ["gap_sentence", "sentence"]

@@ -17,7 +17,7 @@ from labmesh.cli.output import Output, printable
 from labmesh.client import DirectorClientAgent
 from labmesh.config import Config
 from labmesh.errors import ConfigError, Conflict, LinkLost, StorageError
-from labmesh.log_stream import log_level
+from labmesh.events.log_stream import log_level
 from labmesh.loops import new_loop
 from labmesh.node import Node
 

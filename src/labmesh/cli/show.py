@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 from cyclopts import Parameter
 from msgspec.structs import asdict
 
+from labmesh.asking.remote import RelayClient
 from labmesh.blocking.limits import method_doc, method_marks, value_marks
 from labmesh.blocking.status import InstrumentStatus
 from labmesh.cli.instrument_commands import described
@@ -19,10 +20,9 @@ from labmesh.cli.output import Output, age, one_line, shown_state, size
 from labmesh.cli.running import connected, run
 from labmesh.client import DirectorClientAgent
 from labmesh.errors import LabmeshError, NotFound
+from labmesh.events.reading import Reading
 from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.messages import Description, NodeRecord, Status
-from labmesh.reading import Reading
-from labmesh.remote import RelayClient
 
 __all__ = ["show"]
 

@@ -10,11 +10,11 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from labmesh.asking.remote import RelayClient
 from labmesh.blocking.instrument import Instrument
 from labmesh.blocking.limits import method_doc, value_marks
 from labmesh.cli.annotations import Annotation, TypeWriter
 from labmesh.protocol.messages import Description, MethodInfo, ValueInfo
-from labmesh.remote import RelayClient
 
 __all__ = ["MARK", "stub_class", "stub_text"]
 

@@ -8,11 +8,11 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from labmesh.asking.holding import Client
 from labmesh.content import Content, Sink
 from labmesh.datasets.origin import whoever
 from labmesh.datasets.query import search_of, tags_of
 from labmesh.errors import Damaged, NotFound, ProtocolError, TooLarge
-from labmesh.holding import Client
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import (
     Annotate,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from labmesh.asking.holding import Client
 from labmesh.errors import Busy, LinkLost, NoAnswer, ProtocolError
-from labmesh.holding import Client
-from labmesh.patience import Patience
 from labmesh.protocol.messages import DatasetId, Fetch, Fetched
+from labmesh.transfer.patience import Patience
 
 __all__ = ["fetch_range"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from labmesh.holding import holder_name
+from labmesh.asking.holding import holder_name
 
 __all__ = ["STATES", "origin_lines", "state_rows", "whoever"]
 

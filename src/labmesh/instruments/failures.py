@@ -21,7 +21,7 @@ _TRACEBACK_BYTES = 16 * 1024
 _FRAMES = 50
 #: Frames of these modules at the outer end are how a driver was called, not what it did.
 _CALLING_MODULES = (
-    "labmesh.served",
+    "labmesh.serving.served",
     "labmesh.instruments.worker",
     "labmesh.instruments.jobs",
     "labmesh.instruments.thread_runner",

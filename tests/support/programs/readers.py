@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from labmesh.content import FileSink
-from labmesh.download_run import download
 from labmesh.protocol.messages import Committed, Fetch, Fetched, GetDataset
+from labmesh.transfer.download_run import download
 from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets

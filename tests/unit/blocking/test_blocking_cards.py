@@ -24,8 +24,8 @@ from labmesh.blocking.cards import (
     state_text,
     table,
 )
+from labmesh.events.reading import Reading
 from labmesh.protocol.messages import MethodInfo, ValueInfo, ValueLimits
-from labmesh.reading import Reading
 
 
 def reading(value: Any, age_s: float = 40.0, interval_s: float = 60.0) -> Reading:

@@ -12,6 +12,7 @@ from labmesh.blocking.instrument import Instrument
 from labmesh.blocking.methods import Driver
 from labmesh.blocking.streams import Stream
 from labmesh.errors import Cancelled
+from labmesh.events.reading import Reading
 from labmesh.protocol.messages import (
     BatchResult,
     Description,
@@ -19,7 +20,6 @@ from labmesh.protocol.messages import (
     ValueInfo,
     ValueLimits,
 )
-from labmesh.reading import Reading
 
 VOLTS = ValueLimits(unit="V", lowest=0, highest=30)
 DESCRIPTION = Description(

@@ -9,7 +9,7 @@ import pytest
 
 from labmesh.blocking.readings import Mailbox, Readings
 from labmesh.errors import NoAnswer
-from labmesh.reading import Gaps, Reading
+from labmesh.events.reading import Gaps, Reading
 
 
 def reading(sequence: int, relay_id: str = "Inst-0", epoch: str = "e1") -> Reading:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from labmesh.asking.remote import LinkHealth
 from labmesh.blocking.status import InstrumentStatus
 from labmesh.errors import LinkLost
 from labmesh.protocol.messages import Status
-from labmesh.remote import LinkHealth
 
 LEASE = {"holder": "anna@lab-3", "note": "T sweep", "age_s": 252.0, "left_s": 8.0, "fence": 3}
 

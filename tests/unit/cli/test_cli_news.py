@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from labmesh.cli.news import gap_sentence, sentence
-from labmesh.healing import Gap
+from labmesh.events.healing import Gap
 from labmesh.protocol.leases import Leases
 
 LEASE = {"holder": "anna@lab-3", "note": "T sweep", "fence": 3}

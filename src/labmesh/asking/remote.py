@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, Protocol
 
-from labmesh.batching import AsyncBatch
-from labmesh.call_status import CallStatus
+from labmesh.asking.batching import AsyncBatch
+from labmesh.asking.call_status import CallStatus
+from labmesh.asking.holding import Client, Fences, HeldLease
+from labmesh.asking.streaming import AsyncStream
 from labmesh.errors import LabmeshError, OutcomeUnknown
-from labmesh.holding import Client, Fences, HeldLease
 from labmesh.instruments.exposure import call_arguments
 from labmesh.protocol.messages import (
     Access,
@@ -23,7 +24,6 @@ from labmesh.protocol.messages import (
     GetStatus,
     Status,
 )
-from labmesh.streaming import AsyncStream
 from labmesh.transport.call_session import CallSession
 from labmesh.transport.inflow import ItemStream
 

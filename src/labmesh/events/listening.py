@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
-from labmesh.log_stream import owner
+from labmesh.events.log_stream import owner
 from labmesh.protocol.inbox import Inbox
 from labmesh.protocol.seldom import Seldom
 

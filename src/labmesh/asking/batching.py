@@ -93,7 +93,7 @@ class CallBatch:
         self._is_over = False
 
     def call(self, method: str, params: Any = None) -> Pending:
-        """A call; ``params`` as in :meth:`labmesh.remote.RelayClient.call`."""
+        """A call; ``params`` as in :meth:`labmesh.asking.remote.RelayClient.call`."""
         args, kwargs = call_arguments(params)
         return self._write(BatchEntry(method, list(args), dict(kwargs)))
 

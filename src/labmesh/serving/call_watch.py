@@ -12,7 +12,7 @@ from labmesh.errors import LabmeshError, OutcomeUnknown
 from labmesh.instruments.jobs import Job, Outcome
 from labmesh.instruments.worker import DriverWorker
 from labmesh.protocol.open_call import OpenCall
-from labmesh.served import Served
+from labmesh.serving.served import Served
 
 __all__ = ["CallWatch", "StuckWatch"]
 

@@ -22,7 +22,6 @@ from labmesh.errors import (
     ProtocolError,
     TooLarge,
 )
-from labmesh.patience import Patience
 from labmesh.protocol.messages import (
     ChunkStored,
     Committed,
@@ -36,7 +35,8 @@ from labmesh.protocol.messages import (
     UploadWhole,
 )
 from labmesh.protocol.upload_sender import Chunk, UploadSender
-from labmesh.running_digest import RunningDigest
+from labmesh.transfer.patience import Patience
+from labmesh.transfer.running_digest import RunningDigest
 from labmesh.transport.link import Link
 
 __all__ = ["TRANSIENT", "WHOLE_BYTES", "Progress", "UploadRun", "UploadSettings"]

@@ -7,8 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from labmesh.asking.links import NodeLinks
 from labmesh.errors import LabmeshError, LinkLost, NotSent, OutcomeUnknown, StaleEpoch
-from labmesh.links import NodeLinks
 from labmesh.protocol.messages import (
     Access,
     Batch,

@@ -43,7 +43,7 @@ class LogLine:
     node_id: str
     #: ``DEBUG``, ``INFO``, ``WARNING``, ``ERROR``, ``CRITICAL``, or one of the driver's own
     level: str
-    #: who wrote it, such as ``labmesh.states`` or a module of the driver's
+    #: who wrote it, such as ``labmesh.serving.states`` or a module of the driver's
     logger: str
     text: str
     #: POSIX seconds, by the clock of the node's machine

@@ -8,10 +8,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from labmesh.banks import Bank, Banks
 from labmesh.errors import ChecksumMismatch, Damaged, LabmeshError
 from labmesh.protocol.messages import DatasetRecord
 from labmesh.protocol.spooling import Place, may_be_elsewhere, retry_s, trouble_of
+from labmesh.serving.banks import Bank, Banks
 from labmesh.storage.spool import Spool, Spooled
 
 __all__ = ["SpoolSender"]

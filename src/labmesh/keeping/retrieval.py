@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from labmesh.bank_threads import BankThreads
 from labmesh.errors import Damaged, NotFound, ProtocolError, StorageError
+from labmesh.keeping.bank_threads import BankThreads
 from labmesh.protocol.codec import encode_value
 from labmesh.protocol.ids import check_id, shown
 from labmesh.protocol.messages import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labmesh.log_stream import LogLine
+from labmesh.events.log_stream import LogLine
 from labmesh.protocol.codec import decode_event, decode_value
 from labmesh.protocol.messages import LastEvents, NodeRecord, Replay
 from labmesh.protocol.topics import split, topic

@@ -11,22 +11,22 @@ from typing import Any
 import msgspec
 
 from labmesh.errors import ProtocolError
-from labmesh.healing import Gap, Healer
-from labmesh.in_step import InStep
-from labmesh.listeners import Listeners, Sink, hears, patterns_of
-from labmesh.listening import Subscription
-from labmesh.log_lines import line_of
-from labmesh.log_stream import LogLine, log_level
+from labmesh.events.healing import Gap, Healer
+from labmesh.events.in_step import InStep
+from labmesh.events.listeners import Listeners, Sink, hears, patterns_of
+from labmesh.events.listening import Subscription
+from labmesh.events.log_lines import line_of
+from labmesh.events.log_stream import LogLine, log_level
+from labmesh.events.reading import Gaps, Reading
+from labmesh.events.watching import ReadingQueue, Readings
 from labmesh.protocol.codec import decode_value
 from labmesh.protocol.interests import Changes, Interests
 from labmesh.protocol.messages import DatasetRecord, NodeRecord, PresenceChange
 from labmesh.protocol.records import checked
 from labmesh.protocol.topics import split, subscription
-from labmesh.reading import Gaps, Reading
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.subscriber import Lost, Received, Subscriber
-from labmesh.watching import ReadingQueue, Readings
 
 __all__ = ["EventFeed", "Ids"]
 

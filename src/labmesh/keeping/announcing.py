@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from labmesh.bank_threads import BankThreads
 from labmesh.errors import ProtocolError, StorageError
+from labmesh.keeping.bank_threads import BankThreads
 from labmesh.protocol.messages import DatasetRecord
 from labmesh.storage.base import Catalog
 

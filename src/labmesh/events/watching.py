@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
 from labmesh.errors import NoAnswer
+from labmesh.events.reading import Gaps, Reading
 from labmesh.protocol.inbox import Inbox
-from labmesh.reading import Gaps, Reading
 
 __all__ = ["ReadingQueue", "Readings"]
 

@@ -9,12 +9,12 @@ import time
 from collections.abc import Coroutine
 from typing import Any, ClassVar, Self, TypeVar
 
-from labmesh.calling import Calls
+from labmesh.asking.calling import Calls
+from labmesh.asking.holding import Fences
+from labmesh.asking.links import REQUEST_S, NodeLinks
 from labmesh.content import Content, Sink
 from labmesh.errors import AuthenticationError, LinkLost, NotSent, Stopping
-from labmesh.feed import EventFeed
-from labmesh.holding import Fences
-from labmesh.links import REQUEST_S, NodeLinks
+from labmesh.events.feed import EventFeed
 from labmesh.node import Node
 from labmesh.protocol.addresses import Address, parse_connect
 from labmesh.protocol.messages import (

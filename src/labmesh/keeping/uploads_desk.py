@@ -11,9 +11,10 @@ from typing import Any, assert_never
 import msgspec
 from msgspec.structs import replace
 
-from labmesh.bank_states import LastStates
-from labmesh.bank_threads import BankThreads
 from labmesh.errors import LabmeshError, Stopping, StorageError
+from labmesh.keeping.bank_states import LastStates
+from labmesh.keeping.bank_threads import BankThreads
+from labmesh.keeping.upload_turns import Item, Turn, leave, write_all
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import (
     ChunkStored,
@@ -32,7 +33,6 @@ from labmesh.protocol.upload_limits import check_same
 from labmesh.protocol.upload_steps import Discard, Finish, Open, Step, Store, UploadKey, Write
 from labmesh.storage.base import BlobStore, Catalog, Part
 from labmesh.transport.service import Answer, Origin
-from labmesh.upload_turns import Item, Turn, leave, write_all
 
 __all__ = ["UploadsDesk"]
 

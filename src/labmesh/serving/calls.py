@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from labmesh.call_watch import CallWatch, StuckWatch
 from labmesh.errors import (
     BadArguments,
     Cancelled,
@@ -25,7 +24,6 @@ from labmesh.errors import (
 from labmesh.instruments.exposure import BoundCall, MethodTable
 from labmesh.instruments.jobs import Outcome
 from labmesh.instruments.worker import DriverWorker
-from labmesh.lease_desk import LeaseDesk
 from labmesh.protocol.batches import BatchEntry, read_entries
 from labmesh.protocol.callee import Callee
 from labmesh.protocol.codec import Buffer
@@ -48,7 +46,9 @@ from labmesh.protocol.messages import (
 )
 from labmesh.protocol.open_call import Ended as CallEnd
 from labmesh.protocol.open_call import OpenCall, Owner
-from labmesh.served import (
+from labmesh.serving.call_watch import CallWatch, StuckWatch
+from labmesh.serving.lease_desk import LeaseDesk
+from labmesh.serving.served import (
     SHUTTING_DOWN,
     TAKEN_BACK,
     AnyServed,

@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from labmesh.content import Content, open_source
-from labmesh.download_run import AskFetch, download
 from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import DatasetId, DatasetRecord, UploadStart
 from labmesh.protocol.meta import plain_meta
 from labmesh.provenance import sender_facts
+from labmesh.transfer.download_run import AskFetch, download
+from labmesh.transfer.upload_links import own_link, shared_link
+from labmesh.transfer.upload_run import Progress, UploadRun, UploadSettings
 from labmesh.transport.keys import Security
 from labmesh.transport.sockets import Sockets
-from labmesh.upload_links import own_link, shared_link
-from labmesh.upload_run import Progress, UploadRun, UploadSettings
 
 __all__ = [
     "AskFetch",

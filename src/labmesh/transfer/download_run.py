@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from labmesh.content import Sink
-from labmesh.patience import Patience
 from labmesh.protocol.download import Download, Range
 from labmesh.protocol.messages import DatasetRecord, Fetch, Fetched
-from labmesh.upload_run import TRANSIENT, Progress
+from labmesh.transfer.patience import Patience
+from labmesh.transfer.upload_run import TRANSIENT, Progress
 
 __all__ = ["AskFetch", "download"]
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from labmesh.bank_threads import BankThreads
 from labmesh.errors import Damaged, LabmeshError, NotFound, StorageError
+from labmesh.keeping.bank_threads import BankThreads
 from labmesh.protocol.messages import DatasetRecord, TrashEntry
 from labmesh.protocol.retention import Rule, expired
 from labmesh.storage.base import BlobStore, Catalog, not_in_trash

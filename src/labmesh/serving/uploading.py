@@ -16,12 +16,12 @@ from typing import Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from labmesh.banks import Bank, Banks
 from labmesh.content import Content, Packed, Source, open_source, packed
 from labmesh.protocol.messages import DatasetId, DatasetRecord, NodeRecord, UploadStart
 from labmesh.protocol.meta import plain_meta
 from labmesh.protocol.spooling import check_start
-from labmesh.spool import SpoolSender
+from labmesh.serving.banks import Bank, Banks
+from labmesh.serving.spool import SpoolSender
 from labmesh.storage.spool import Incoming, Spool, Spooled
 from labmesh.transfer import Progress, UploadSettings, new_dataset_id, upload
 from labmesh.transport.sockets import Sockets

@@ -1,6 +1,6 @@
 """The lease desk of a relay: who may write, and what becomes of the driver when that ends.
 
-It belongs to whoever holds the worker's lock, as :class:`~labmesh.calls.CallDesk` does.
+It belongs to whoever holds the worker's lock, as :class:`~labmesh.serving.calls.CallDesk` does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from labmesh.instruments.worker import DriverWorker
 from labmesh.protocol.leases import Ended, Leases
 from labmesh.protocol.messages import Acquire, BreakLease, Done, Lease, Release, Renew
 from labmesh.protocol.open_call import Owner
-from labmesh.served import LEASE_ENDED, AnyServed
+from labmesh.serving.served import LEASE_ENDED, AnyServed
 
 __all__ = ["LeaseDesk", "LeaseRequest"]
 

@@ -1,0 +1,1 @@
+"""The parts of a client: links, calls, streams, batches, proxies of relays and banks."""

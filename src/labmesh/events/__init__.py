@@ -1,0 +1,1 @@
+"""What a client hears: subscriptions, listeners, gaps and their healing, logs."""

@@ -1,0 +1,1 @@
+"""The parts of a databank: uploads, retrieval, announcements, and what looks after datasets."""
