@@ -170,8 +170,14 @@ class Keeper:
         """Check, make it durable, add its record, acknowledge."""
         kept = Kept(content)
         self.note(Begun(dataset_id, kept))
-        part.finish(len(content), _sha256(content))
-        stored = self.catalog.add(record_of(dataset_id, content))
+        try:
+            part.finish(len(content), _sha256(content))
+            stored = self.catalog.add(record_of(dataset_id, content))
+        except BaseException:
+            # Its sender is told that it failed.
+            self.note(Ending(part.note))
+            part.discard()
+            raise
         self.note(Acknowledged(dataset_id, stored.sequence))
         # Until here its sender may have to end it once more.
         self.note(Ending(part.note))
