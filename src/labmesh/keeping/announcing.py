@@ -53,6 +53,8 @@ class Announcer:
         self._mark_at = 0.0
         #: what was announced while some may not have been listening: the last of it that all heard
         self._sure = 0
+        #: when it is all announced again from there on
+        self._again_at: float | None = None
         #: sequence of the newest record that is known to be there
         self.newest = 0
 
@@ -76,10 +78,10 @@ class Announcer:
         await self._begin()
         while True:
             try:
-                async with asyncio.timeout(_MARK_S if self._marked != self._announced else None):
+                async with asyncio.timeout(self._patience_s()):
                     await self._wake.wait()
             except TimeoutError:
-                log.debug("nothing new within %g s: the mark is stored", _MARK_S)
+                log.debug("nothing new: it is time for the mark, or to announce again")
             self._wake.clear()
             try:
                 await self._turn()
@@ -88,12 +90,24 @@ class Announcer:
                 await asyncio.sleep(_RETRY_S)
                 self._wake.set()
 
+    def _patience_s(self) -> float | None:
+        """How long there is nothing to do, unless something new comes."""
+        if self._again_at is not None:
+            return max(0.0, self._again_at - time.monotonic())
+        return _MARK_S if self._marked != self._announced else None
+
     async def _turn(self) -> None:
         self._announced = await self._announce_from(self._announced)
         if self._broken:
             self._broken = False
-            await self._announce_again()
-        self._sure = self._announced
+            # Subscribers may find the broker again later than this bank does.
+            self._again_at = time.monotonic() + _EVERYBODY_BACK_S
+        if self._again_at is None:
+            self._sure = self._announced
+        elif time.monotonic() >= self._again_at:
+            self._again_at = None
+            self._sure = await self._announce_from(self._sure)
+            self._announced = max(self._announced, self._sure)
         if time.monotonic() >= self._mark_at:
             await self._store_mark()
 
@@ -134,10 +148,3 @@ class Announcer:
             # Its meta is too large or too deep for an event. It is stored, so it is announced;
             # whoever wants its meta asks for the record.
             return self._publish(msgspec.to_builtins(msgspec.structs.replace(record, meta={})))
-
-    async def _announce_again(self) -> None:
-        """Subscribers may find the broker again later than this bank does."""
-        since = self._sure
-        if since < self._announced:
-            await asyncio.sleep(_EVERYBODY_BACK_S)
-            await self._announce_from(since)
