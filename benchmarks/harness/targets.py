@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.rounds import Results
 
-__all__ = ["Verdict", "ahead", "at_least", "at_most", "below", "share"]
+__all__ = ["Verdict", "ahead", "at_least", "at_most", "below", "share", "usual_share"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,18 @@ def share(results: Results, measurement: str, ours: str, rival: str, limit: floa
     target = f"{results.measurement(measurement).title}, {ours}: at least {limit:g} of {rival}"
     parts = (ours, rival)
     return _verdict(results, measurement, parts, rival, target, lambda ratio: ratio >= limit)
+
+
+def usual_share(results: Results, measurement: str, ours: str, rival: str, limit: float) -> Verdict:
+    """The same of the median of the ratios of the rounds: for what drifts from round to round."""
+    found = share(results, measurement, ours, rival, limit)
+    if found.ratio is None:
+        return found
+    mine = results.main_figures(ours, measurement)
+    theirs = results.main_figures(rival, measurement)
+    ratio = statistics.median(above / below for above, below in zip(mine, theirs, strict=True))
+    target = found.target.replace("at least", "in the median round at least")
+    return replace(found, target=target, ratio=ratio, met=ratio >= limit)
 
 
 def at_least(results: Results, measurement: str, ours: str, floor: float) -> Verdict:

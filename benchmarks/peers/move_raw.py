@@ -2,12 +2,15 @@
 
 Both sides take the SHA-256 in a thread of its own while the bytes pass; the server also takes the
 CRC-32 of each piece, as a bank does, by which it looks at every piece that it reads again. Files
-are written under another name, synced, renamed, and their folder is synced.
+are written under another name, synced, renamed, and their folder is synced; on the server a record
+of each follows by the same rule. What a bank does beyond that is its own: it makes uploads durable
+on the way, and has a catalogue.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import queue
 import shutil
@@ -84,10 +87,21 @@ class _Part:
         return self._pieces or []
 
 
+def _keep_record(folder: Path, name: str, sha256: str) -> None:
+    draft = folder / f"{name}.tmp"
+    with draft.open("wb", buffering=0) as file:
+        file.write(json.dumps({"name": name, "sha256": sha256}).encode())
+        os.fsync(file.fileno())
+    draft.replace(folder / name)
+    sync_folder(folder)
+
+
 def serve() -> None:
     """Answer until the end of the process."""
     with data_folder() as folder, zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         end_with_stdin(lambda: shutil.rmtree(folder))
+        records = folder / "records"
+        records.mkdir()
         router.bind("tcp://127.0.0.1:*")
         announce(router.getsockopt_string(zmq.LAST_ENDPOINT))
         parts: dict[bytes, _Part] = {}
@@ -105,6 +119,7 @@ def serve() -> None:
             elif word == b"commit":
                 digests[key] = rest[0].bytes
                 sums[key] = parts.pop(key).finish(digests[key].decode())
+                _keep_record(records, key.decode(), digests[key].decode())
             elif word == b"size":
                 answer = b"%d %s" % (path.stat().st_size, digests[key])
             else:

@@ -25,6 +25,8 @@ __all__ = ["CHUNK_BYTES", "Mover", "answer_moves", "by_workers", "data_folder", 
 CHUNK_BYTES = 1_000_000
 #: Pieces by which content is read where the system does not choose.
 _READ_BYTES = 2**20
+#: Beside its content a dataset needs memory for what is under way.
+_SPARE_BYTES = 128 * 2**20
 
 
 class Mover(Protocol):
@@ -102,23 +104,25 @@ class _Stopwatch:
     def _upload(self, mover: Mover, size: int) -> dict[str, float]:
         name = self._name()
         path = self._new_source(size, name)
+        disk = self._disk(size)
         started = perf_counter()
         mover.upload(path, name)
         elapsed = perf_counter() - started
         self._stored[size] = name
-        return {"mb_per_s": size / 1e6 / elapsed}
+        return {"mb_per_s": size / 1e6 / elapsed, **disk}
 
     def _download(self, mover: Mover, size: int) -> dict[str, float]:
         if size not in self._stored:
             self._upload(mover, size)
         path = self._folder / "downloaded"
+        disk = self._disk(size)
         started = perf_counter()
         mover.download(self._stored[size], path)
         elapsed = perf_counter() - started
         if _sha256_of(path) != self._sources[size][1]:
             raise ValueError("other bytes came back than were stored")
         path.unlink()
-        return {"mb_per_s": size / 1e6 / elapsed}
+        return {"mb_per_s": size / 1e6 / elapsed, **disk}
 
     def _small(self, mover: Mover, order: dict[str, Any]) -> dict[str, float]:
         contents = [(self._name(), os.urandom(order["bytes"])) for _ in range(order["count"])]
@@ -127,6 +131,34 @@ class _Stopwatch:
         mover.upload_small(contents, order["width"])
         elapsed = perf_counter() - started
         return {"per_s": len(contents) / elapsed, "syncs_per_s": syncs_per_s}
+
+    def _disk(self, size: int) -> dict[str, float]:
+        """What this machine writes and syncs in MB/s at this moment, nothing else done.
+
+        It also makes the rounds alike. A virtual machine gets memory from its host when a page is
+        touched for the first time, and may give it back while it is free: a file in such pages
+        takes several times as long as on the disk. So the first one is not timed, and each leaves
+        as much memory as the measurement needs.
+        """
+        self._written(size + _SPARE_BYTES)
+        started = perf_counter()
+        sync_s = self._written(size)
+        return {"disk_mb_per_s": size / 1e6 / (perf_counter() - started), "sync_ms": 1e3 * sync_s}
+
+    def _written(self, size: int) -> float:
+        """Write and sync a file, and remove it; seconds that the sync took."""
+        path = self._folder / "written"
+        piece = os.urandom(_READ_BYTES)
+        with path.open("wb", buffering=0) as file:
+            for offset in range(0, size, _READ_BYTES):
+                file.write(piece[: size - offset])
+            written = perf_counter()
+            os.fsync(file.fileno())
+        synced_s = perf_counter() - written
+        path.unlink()
+        # What a removal leaves the disk to do is not to be done beside the measurement.
+        sync_folder(self._folder)
+        return synced_s
 
     def _syncs(self, contents: Sequence[tuple[str, bytes]]) -> float:
         """How many files of such contents this machine writes and syncs, one after the other."""

@@ -45,10 +45,20 @@ def test_it_measures_the_limit_and_both_clients_of_labmesh(start: Start, tmp_pat
     assert "As ratios to raw" in process.output
 
 
+@pytest.mark.parametrize(
+    ("where", "fails", "says"),
+    [
+        ("a file", "the virtual environment", "Not a directory"),
+        # An environment takes some seconds to be made.
+        pytest.param("a folder", "pip install", "labmesh==0.0.0.dev0", marks=pytest.mark.soak),
+    ],
+)
 def test_a_peer_that_does_not_install_is_reported_and_left_out(
-    start: Start, tmp_path: Path
+    start: Start, tmp_path: Path, where: str, fails: str, says: str
 ) -> None:
     written = tmp_path / "figures.json"
+    if where == "a file":
+        (tmp_path / "environments").write_text("no folder")
     arguments = ["--quick", "--rounds", "1", "--only", "raw,labmesh-dev0", "--measure", "latency"]
     process = start(
         [RPC, *arguments, "--env", tmp_path / "environments", "--json", written],
@@ -58,9 +68,9 @@ def test_a_peer_that_does_not_install_is_reported_and_left_out(
 
     assert process.wait_end(LIMIT_S) == 0, process.tail()
     found = json.loads(written.read_text(encoding="utf-8"))
-    assert "labmesh==0.0.0.dev0" in found["left_out"]["labmesh-dev0"]
+    assert says in found["left_out"]["labmesh-dev0"]
     assert list(found["medians"]) == ["raw"]
-    assert "labmesh-dev0: pip install: " in process.output
+    assert f"labmesh-dev0: {fails}: " in process.output
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for processes in /proc")
@@ -94,9 +104,22 @@ def test_transfers_are_measured_beside_raw_pyzmq_with_the_same_work(
     assert list(tmp_path.iterdir()) == [written]
 
 
-def test_events_are_measured_beside_the_c_proxy(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "ours",
+    [
+        ["labmesh-broker"],
+        # The others start the same nodes, and are measured by the same lines.
+        pytest.param(
+            ["labmesh-broker", "labmesh", "labmesh-broker-password"], marks=pytest.mark.soak
+        ),
+    ],
+    ids=len,
+)
+def test_events_are_measured_beside_the_c_proxy(
+    start: Start, tmp_path: Path, ours: list[str]
+) -> None:
     written = tmp_path / "figures.json"
-    candidates = ["zmq-proxy", "labmesh-broker", "labmesh", "labmesh-broker-password"]
+    candidates = ["zmq-proxy", *ours]
     arguments = ["--quick", "--only", ",".join(candidates), "--json", written]
     measured = ["--measure", "rate_1", "--measure", "latency"]
     process = start([EVENTS, *arguments, *measured], cwd=tmp_path)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from labmesh.errors import LabmeshError, Stopping, StorageError
 from labmesh.keeping.bank_states import LastStates
 from labmesh.keeping.bank_threads import BankThreads
+from labmesh.keeping.upload_ends import UploadEnds
 from labmesh.keeping.upload_turns import Item, Turn, leave, write_all
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import (
@@ -29,7 +30,6 @@ from labmesh.protocol.messages import (
 )
 from labmesh.protocol.meta import check_meta
 from labmesh.protocol.upload import UploadLimits, UploadReceiver
-from labmesh.protocol.upload_limits import check_same
 from labmesh.protocol.upload_steps import Discard, Finish, Open, Step, Store, UploadKey, Write
 from labmesh.storage.base import BlobStore, Catalog, Part
 from labmesh.transport.service import Answer, Origin
@@ -72,6 +72,7 @@ class UploadsDesk:
         self._store = store
         self._catalog = catalog
         self._threads = threads
+        self._ends = UploadEnds(store, catalog)
         self._receiver = UploadReceiver(bank_id, limits)
         self._states = states
         self._on_stored = on_stored
@@ -167,7 +168,7 @@ class UploadsDesk:
         check_id(request.dataset_id, "dataset id")
         if not self._receiver.is_open(request.dataset_id):
             request = await self._enriched(request, origin)
-        stored = await self._threads.run("catalog", self._whole_one, request.dataset_id)
+        stored = await self._threads.run("catalog", self._ends.whole_one, request.dataset_id)
         step = self._receiver.start(request, stored, time.monotonic())
         if isinstance(step, Committed):
             return step
@@ -214,20 +215,6 @@ class UploadsDesk:
 
     async def _look_up(self, dataset_id: str) -> DatasetRecord | None:
         return await self._threads.run("catalog", self._catalog.get, dataset_id)
-
-    def _whole_one(self, dataset_id: str) -> DatasetRecord | None:
-        """The record of this id, unless its bytes are gone: then they are taken once more."""
-        stored = self._catalog.get(dataset_id)
-        return stored if stored is not None and self._has_bytes(stored) else None
-
-    def _has_bytes(self, stored: DatasetRecord) -> bool:
-        """A look at the first piece: not even an object that was set aside answers that."""
-        try:
-            self._store.read(stored.sha256, 0, min(1, stored.size))
-        except StorageError as exc:
-            log.warning("dataset %s is taken again: %s", stored.dataset_id, exc)
-            return False
-        return True
 
     async def _enriched(self, request: Any, origin: Origin) -> Any:
         """A request to begin, with what the bank itself knows of its origin."""
@@ -321,13 +308,15 @@ class UploadsDesk:
                 turn.part = await self._threads.run("write", self._store.begin, effect.size, note)
             case Store():
                 await self._replace(effect.instead_of)
-                return await self._threads.run("commit", self._store_whole, effect.record, body)
+                return await self._threads.run(
+                    "commit", self._ends.store_whole, effect.record, body
+                )
             case Finish():
                 if turn.syncing is not None:
                     await asyncio.wait([turn.syncing])
                 record = await self._committed(effect.record)
                 part, turn.part = turn.part, None
-                return await self._threads.run("commit", self._finish, part, record)
+                return await self._threads.run("commit", self._ends.finish, part, record)
             case Discard():
                 await self._discard(turn)
             case _:
@@ -340,31 +329,6 @@ class UploadsDesk:
         if missing:
             known["states_missing"] = missing
         return replace(record, provenance={**record.provenance, **known})
-
-    def _finish(self, part: Part, record: DatasetRecord) -> DatasetRecord:
-        try:
-            part.finish(record.size, record.sha256)
-            return replace(self._catalog.add(record), provenance={})
-        finally:
-            # Not before the record is there: until then this is what an interrupted sender has.
-            part.discard()
-
-    def _store_whole(self, record: DatasetRecord, body: memoryview) -> DatasetRecord:
-        stored = self._catalog.get(record.dataset_id)
-        if stored is not None:
-            same = check_same(stored, record.size, record.sha256)
-            if self._has_bytes(stored):
-                return same
-        # Start and commit are the same moment, and so are the states.
-        provenance = {**record.provenance, "committed": time.time()}
-        part = self._store.begin(record.size)
-        try:
-            if record.size:
-                part.write(0, body)
-        except BaseException:
-            part.discard()
-            raise
-        return self._finish(part, replace(record, provenance=provenance))
 
     async def _replace(self, former: UploadKey | None) -> None:
         turn = None if former is None else self._turns.pop(former, None)
