@@ -52,7 +52,7 @@ _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 _VALUES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, dict, set, frozenset)
 
 
-class BoundCall(Struct):
+class BoundCall(Struct, gc=False):
     """A call that was checked and can be run, once, in any thread."""
 
     #: the name of the method or value
@@ -134,6 +134,11 @@ class MethodTable:
     def __len__(self) -> int:
         return len(self._methods)
 
+    def only_reads(self, method: str, access: Access = "call") -> bool:
+        """Whether a call of it changes nothing. One that there is not changes nothing either."""
+        entry = self._entries[access].get(method)
+        return entry is None or entry.marks.read_only
+
     def bind(
         self,
         method: str,
@@ -152,7 +157,8 @@ class MethodTable:
             entry = self._entries[access][method]
         except (KeyError, TypeError):
             raise self._unknown(method, access) from None
-        if not entry.parameters.fit(args, kwargs):
+        takes = entry.parameters
+        if (kwargs or not takes.fewest <= len(args) <= takes.most) and not takes.fit(args, kwargs):
             raise self._misfit(entry, args, kwargs, access)
         marks = entry.marks
         return BoundCall(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -14,18 +15,36 @@ from labmesh.instruments.cooperation import set_current
 from labmesh.instruments.failures import driver_failure, unsendable_result
 from labmesh.instruments.jobs import Job, Outcome
 
-__all__ = ["RunningCall", "ThreadRunner"]
+__all__ = ["QUICK_S", "QuickMethods", "RunningCall", "ThreadRunner", "name_the_stuck"]
 
 log = logging.getLogger(__name__)
 
+#: A method whose last call was quicker lets the results before it wait to be sent with its own.
+QUICK_S = 0.0002
+_REMEMBERED = 1000
 
-class RunningCall(Struct, frozen=True):
+
+class RunningCall(Struct, frozen=True, gc=False):
     """What a driver is busy with."""
 
     method: str
     #: the worker's clock (monotonic seconds) when it began
     since: float
     job: Job
+
+
+class QuickMethods:
+    """The methods whose last call was quick."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def note(self, method: str, is_quick: bool) -> None:
+        """How its last call was. There is a limit to how many are known."""
+        if not is_quick:
+            self.names.discard(method)
+        elif len(self.names) < _REMEMBERED:
+            self.names.add(method)
 
 
 class Worker(Protocol):
@@ -54,10 +73,13 @@ class ThreadRunner:
         # It makes its loop with the first coroutine: most drivers have none.
         self._coroutines = asyncio.Runner(loop_factory=asyncio.new_event_loop)
 
-    def perform(self, job: Job) -> Outcome:
-        """Run a job; whatever its driver raises is its outcome."""
+    def perform(self, job: Job, now: float) -> Outcome:
+        """Run a job; whatever its driver raises is its outcome.
+
+        :param now: the worker's clock, right before this.
+        """
         try:
-            error = job.refusal(self._clock())
+            error = job.refusal(now)
         except Exception as exc:
             # A fault of the relay's check; the thread must live for the calls behind this one.
             log.exception("%s: the check before %s failed", self._worker.name, job.method)
@@ -119,3 +141,21 @@ async def _settled(awaitable: Awaitable[Any], job: Job) -> tuple[Any, BaseExcept
         return None, exc
     finally:
         job.in_coroutine(asyncio.get_running_loop(), None)
+
+
+def name_the_stuck(
+    name: str,
+    threads: Sequence[threading.Thread],
+    running: Sequence[RunningCall | None],
+    now: float,
+) -> None:
+    """Log which threads of a worker are left behind in their calls."""
+    for thread, call in zip(threads, running, strict=True):
+        if call is not None:
+            log.warning(
+                "%s: its driver is still in %s after %.1f s; thread %s is left behind",
+                name,
+                call.method,
+                now - call.since,
+                thread.name,
+            )

@@ -16,25 +16,22 @@ from collections.abc import Callable
 from labmesh.errors import LabmeshError, Stopping
 from labmesh.instruments.cooperation import set_current
 from labmesh.instruments.delivery import Delivery
-from labmesh.instruments.handover import (
-    Publish,
-    Upload,
-    set_node,
-    set_publisher,
-    set_uploader,
-)
+from labmesh.instruments.handover import Publish, Upload, set_node, set_publisher, set_uploader
 from labmesh.instruments.job_queue import JobQueue, busy
 from labmesh.instruments.jobs import Job, Outcome
 from labmesh.instruments.source import Source
-from labmesh.instruments.thread_runner import RunningCall, ThreadRunner
+from labmesh.instruments.thread_runner import (
+    QUICK_S,
+    QuickMethods,
+    RunningCall,
+    ThreadRunner,
+    name_the_stuck,
+)
 
 __all__ = ["DriverWorker"]
 
 log = logging.getLogger(__name__)
 
-#: A method whose last call was quicker lets the results before it wait to be sent with its own.
-_QUICK_S = 0.0002
-_REMEMBERED = 1000
 #: Jobs that are let through between two items of a long call.
 _BETWEEN = 8
 #: A source that was not emptied for so long is emptied before the next call, so that what waits in
@@ -97,8 +94,7 @@ class DriverWorker:
         self._source: Source | None = None
         #: a thread waits for the source
         self._is_listening = False
-        #: methods whose last call was quick
-        self._quick: set[str] = set()
+        self._quick = QuickMethods()
         #: when the source was last found empty
         self._emptied_at = clock()
 
@@ -143,14 +139,18 @@ class DriverWorker:
         :raises Stopping: the worker is closing.
         """
         with self.lock:
-            if self._stopping:
-                raise self._shutting_down()
-            calls = self._queue.calls
-            if len(calls) >= self._max_queue:
-                raise busy(self.name, len(calls), self.running, self._clock())
-            calls[job] = None
-            if self._sleepers or self._is_listening:
-                self._wake_one()
+            self.take(job)
+
+    def take(self, job: Job) -> None:
+        """:meth:`submit` for who holds the lock."""
+        if self._stopping:
+            raise self._shutting_down()
+        calls = self._queue.calls
+        if len(calls) >= self._max_queue:
+            raise busy(self.name, len(calls), self.running, self._clock())
+        calls[job] = None
+        if self._is_listening or self._sleepers:
+            self._wake_one()
 
     def submit_urgent(self, job: Job) -> None:
         """Queue a call ahead of all that waits, whatever the length of the queue.
@@ -204,7 +204,7 @@ class DriverWorker:
                 async with asyncio.timeout(timeout_s):
                     await self._ended.wait()
             except TimeoutError:
-                self._name_the_stuck()
+                name_the_stuck(self.name, self._threads, self._running, self._clock())
         self._delivery.deliver_all()
         self._closed = True
         self._delivery.close()
@@ -232,66 +232,64 @@ class DriverWorker:
         set_uploader(self.uploader)
         set_publisher(self.publisher)
         try:
-            while (job := self._next(slot, awake)) is not None:
-                self._run(job, slot, runner)
-                del job  # a thread that sleeps keeps no result alive
+            while (running := self._next(slot, awake)) is not None:
+                self._run(running, slot, runner)
+                del running  # a thread that sleeps keeps no result alive
         finally:
             runner.close()
             self.call_on_loop(self._thread_ended)
 
-    def _run(self, job: Job, slot: int, runner: ThreadRunner) -> None:
-        outcome = runner.perform(job)
+    def _run(
+        self,
+        running: RunningCall,
+        slot: int,
+        runner: ThreadRunner,
+        long: RunningCall | None = None,
+    ) -> None:
+        """Run a job to its end; ``long``: in the middle of that one."""
+        job, since = running.job, running.since
+        outcome = runner.perform(job, since)
         if job.on_loop:
-            self._running[slot] = None
+            self._running[slot] = long
             self._report(job, outcome)
             return
+        is_quick = self._clock() - since < QUICK_S
         try:
             with self.lock:
-                running = self._running[slot]
-                self._running[slot] = None
+                self._running[slot] = long
                 job.done(outcome)
-                if running is not None:
-                    self._note_time(running)
-                if not self._queue.calls and self._source is not None:
+                if is_quick is not (running.method in self._quick.names):
+                    self._quick.note(running.method, is_quick)
+                if (long or not self._queue.calls) and self._source is not None:
                     self._source.flush()
         except Exception:
             # A fault of the relay's; the thread must live for the calls behind this one.
             log.exception("%s: the result of %s was lost", self.name, job.method)
 
-    def _note_time(self, ended: RunningCall) -> None:
-        quick, method = self._quick, ended.method
-        if self._clock() - ended.since >= _QUICK_S:
-            quick.discard(method)
-        elif method not in quick and len(quick) < _REMEMBERED:
-            quick.add(method)
-
-    def _next(self, slot: int, awake: threading.Lock) -> Job | None:
+    def _next(self, slot: int, awake: threading.Lock) -> RunningCall | None:
         """Wait for a job, which counts as running from here on; None: stop."""
-        lock = self.lock
+        lock, clock, queue = self.lock, self._clock, self._queue
         while True:
             with lock:
                 if self._stopping:
                     return None
                 source = None if self._is_listening else self._source
                 is_empty = False
-                now = self._clock()
-                queue = self._queue
-                if source is not None and (
-                    (not queue.calls and queue.is_empty) or now - self._emptied_at > READ_S
-                ):
-                    is_empty = not self._read(now)
-                    now = self._clock()
+                if source is not None:
+                    now = clock()
+                    if (not queue.calls and queue.is_empty) or now - self._emptied_at > READ_S:
+                        is_empty = not self._read(now)
                 job = queue.pop()
                 method = "" if job is None else job.call.method
-                if method not in self._quick and self._source is not None:
+                if method not in self._quick.names and self._source is not None:
                     self._source.flush()
                 if job is not None:
-                    self._running[slot] = RunningCall(method, now, job)
+                    running = self._running[slot] = RunningCall(method, clock(), job)
                     if self._on_busy is not None:
                         self._on_busy()
                     if source is not None and self._sleepers:
                         self._sleepers.pop().release()  # somebody else can listen meanwhile
-                    return job
+                    return running
                 if source is not None:
                     if not is_empty:
                         continue  # it gave what is no job, and it takes a limited number at a time
@@ -318,27 +316,15 @@ class DriverWorker:
 
     def run_between(self, slot: int, runner: ThreadRunner) -> None:
         """Between two items of a long call, which is not to end: what cannot or need not wait."""
-        running = self._running[slot]
+        long = self._running[slot]
         for _ in range(_BETWEEN):
             with self.lock:
-                job = self._next_harmless(running)
+                job = self._next_harmless(long)
             if job is None:
                 break
-            self._running[slot] = RunningCall(job.method, self._clock(), job)  # it may hang, too
-            outcome = runner.perform(job)
-            self._running[slot] = running
-            if job.on_loop:
-                self._report(job, outcome)
-                continue
-            try:
-                with self.lock:
-                    job.done(outcome)
-                    if self._source is not None:
-                        self._source.flush()
-            except Exception:
-                # As in _run: the long call goes on, whatever becomes of another one's result.
-                log.exception("%s: the result of %s was lost", self.name, job.method)
-        set_current(None if running is None else running.job)
+            running = self._running[slot] = RunningCall(job.method, self._clock(), job)
+            self._run(running, slot, runner, long)
+        set_current(None if long is None else long.job)
 
     def rest(self, slot: int, runner: ThreadRunner, timeout_s: float) -> bool:
         """Wait in the middle of a long call, as a thread without work does, and run what may be run
@@ -409,14 +395,3 @@ class DriverWorker:
 
     def _shutting_down(self) -> Stopping:
         return Stopping(f"{self.name} is shutting down; this was not run")
-
-    def _name_the_stuck(self) -> None:
-        for thread, call in zip(self._threads, self._running, strict=True):
-            if call is not None:
-                log.warning(
-                    "%s: its driver is still in %s after %.1f s; thread %s is left behind",
-                    self.name,
-                    call.method,
-                    self._clock() - call.since,
-                    thread.name,
-                )

@@ -132,14 +132,21 @@ class Caller(Generic[RequestT]):
 
     def sent(self, request: RequestT, now: float, epoch: str) -> None:
         """The request was handed to a live connection to this incarnation of the target."""
-        if not request.sendings:
-            request.epoch, request.sent_at = epoch, now
-        request.sendings += 1
-        request.heard_at = now
-        # Its deadline was looked at when it was opened, and breaks are looked at when they come.
+        self.sent_together((request,), now, epoch)
+
+    def sent_together(self, requests: Iterable[RequestT], now: float, epoch: str) -> None:
+        """:meth:`sent`, for several."""
+        # Their deadlines were looked at when they were opened, and breaks are when they come.
         silent_at = now + self._silence_s
-        if request.method and silent_at < self.quiet_until:
-            self.quiet_until = silent_at
+        quiet_until = self.quiet_until
+        for request in requests:
+            if not request.sendings:
+                request.epoch, request.sent_at = epoch, now
+            request.sendings += 1
+            request.heard_at = now
+            if silent_at < quiet_until and request.method:
+                quiet_until = silent_at
+        self.quiet_until = quiet_until
 
     def taken_over(self, request: RequestT, now: float, epoch: str) -> None:
         """Watch a call that was sent over a connection of somebody else, which broke just now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
+from heapq import heappop, heappush, heapreplace
 from typing import NamedTuple
 
 from labmesh.errors import Cancelled, OutcomeUnknown, ProtocolError
@@ -18,6 +19,9 @@ from labmesh.protocol.open_call import OpenCall, Owner
 __all__ = ["Memory", "PastCalls"]
 
 Calls = dict[tuple[Owner, str], OpenCall]
+
+#: A session that has too many calls loses so small a part of them at once.
+_BLOCK = 128
 
 
 class Memory(NamedTuple):
@@ -51,10 +55,12 @@ class PastCalls:
         self._calls = calls
         self._memory = memory
         self._sessions: dict[Owner, _Session] = {}
-        #: the oldest first, as everywhere below
-        self._ended: OrderedDict[OpenCall, None] = OrderedDict()
+        #: sessions with calls that ended, by when the oldest of them did, or by an earlier time
+        self._order: list[tuple[float, int, _Session]] = []
+        self._turn = 0
+        self._count = 0
         self._size = 0
-        #: with the time when it was declared
+        #: with the time when it was declared; the oldest first, as below
         self._withdrawn: OrderedDict[tuple[Owner, int], float] = OrderedDict()
         self._used: OrderedDict[Owner, _Used] = OrderedDict()
         #: of calls that were accepted until then, some are not even counted as used any more
@@ -64,7 +70,7 @@ class PastCalls:
 
     def __len__(self) -> int:
         """Calls that ended."""
-        return len(self._ended)
+        return self._count
 
     @property
     def withdrawn(self) -> int:
@@ -101,19 +107,22 @@ class PastCalls:
         ended = session.ended
         ended.append(opened)
         session.last_at = opened.ended_at
-        self._ended[opened] = None
+        self._count += 1
+        if not session.listed:
+            self._list(session, opened.ended_at)
         if reply is not None:
             size = len(reply[0]) if len(reply) == 1 else sum(map(len, reply))
             if size <= memory.size_of_reply:
                 opened.reply = reply
                 session.size += size
                 self._size += size
-        if self.next_at == math.inf:
-            self.next_at = opened.ended_at + memory.seconds
-        while len(ended) > memory.calls_of_one or session.size > memory.size_of_one:
-            self._forget(ended[0], session)
-        while len(self._ended) > memory.calls or self._size > memory.size:
-            self._forget(next(iter(self._ended)))
+        if (
+            len(ended) > memory.calls_of_one
+            or session.size > memory.size_of_one
+            or self._count > memory.calls
+            or self._size > memory.size
+        ):
+            self._make_room(session)
 
     def withdraw(self, owner: Owner, call_id: str, now: float) -> None:
         """From here on a call of this id does not run. It must not be known."""
@@ -135,12 +144,12 @@ class PastCalls:
         """Forget what is too long ago."""
         seconds = self._memory.seconds
         firsts = [math.inf]
-        while self._ended:
-            oldest = next(iter(self._ended))
-            if oldest.ended_at + seconds >= now:
-                firsts.append(oldest.ended_at)
+        while (session := self._oldest()) is not None:
+            ended_at = session.ended[0].ended_at
+            if ended_at + seconds >= now:
+                firsts.append(ended_at)
                 break
-            self._forget(oldest)
+            self._forget(session, 1)
         while self._withdrawn:
             key, at = next(iter(self._withdrawn.items()))
             if at + seconds >= now:
@@ -160,25 +169,63 @@ class PastCalls:
     def _session(self, owner: Owner) -> _Session:
         session = self._sessions.get(owner)
         if session is None:
-            session = self._sessions[owner] = _Session()
+            session = self._sessions[owner] = _Session(owner)
             used = self._used.pop(owner, None)
             if used is not None:
                 session.used_until = used.used_until
         return session
 
-    def _forget(self, opened: OpenCall, session: _Session | None = None) -> None:
-        """The oldest of all is the oldest of its session as well: they ended in one order."""
-        owner, reply = opened.owner, opened.reply
-        if session is None:
-            session = self._sessions[owner]
-        session.ended.popleft()
-        del self._ended[opened]
-        del self._calls[owner, opened.id]
-        if reply is not None:
-            size = len(reply[0]) if len(reply) == 1 else sum(map(len, reply))
-            session.size -= size
-            self._size -= size
-        self._raise_used(owner, session, int(opened.id))
+    def _list(self, session: _Session, ended_at: float) -> None:
+        session.listed = True
+        self._turn += 1
+        heappush(self._order, (ended_at, self._turn, session))
+        if self.next_at == math.inf:
+            self.next_at = ended_at + self._memory.seconds
+
+    def _oldest(self) -> _Session | None:
+        """The session of the call that ended first of all that are known."""
+        order = self._order
+        while order:
+            listed_at, _, session = order[0]
+            if not session.ended:
+                heappop(order)
+                session.listed = False
+                continue
+            ended_at = session.ended[0].ended_at
+            if ended_at <= listed_at:
+                return session
+            self._turn += 1
+            heapreplace(order, (ended_at, self._turn, session))
+        return None
+
+    def _make_room(self, session: _Session) -> None:
+        memory = self._memory
+        too_many = len(session.ended) - memory.calls_of_one
+        if too_many > 0:
+            # Some at a time: one by one, they cost each call that ends as much as it does itself.
+            self._forget(session, too_many + memory.calls_of_one // _BLOCK)
+        while session.size > memory.size_of_one:
+            self._forget(session, 1)
+        while self._count > memory.calls or self._size > memory.size:
+            oldest = self._oldest()
+            assert oldest is not None
+            self._forget(oldest, 1)
+
+    def _forget(self, session: _Session, count: int) -> None:
+        """The oldest of a session."""
+        calls, ended, owner = self._calls, session.ended, session.owner
+        freed = used = 0
+        for _ in range(count):
+            opened = ended.popleft()
+            call_id, reply = opened.id, opened.reply
+            del calls[owner, call_id]
+            used = max(used, int(call_id))
+            if reply is not None:
+                freed += len(reply[0]) if len(reply) == 1 else sum(map(len, reply))
+        self._count -= count
+        session.size -= freed
+        self._size -= freed
+        self._raise_used(owner, session, used)
 
     def _count_as_used(self, owner: Owner, number: int) -> None:
         session = self._sessions[owner]
@@ -201,9 +248,12 @@ class PastCalls:
 class _Session:
     """What is known of one session."""
 
-    __slots__ = ("ended", "last_at", "size", "used_until", "withdrawn")
+    __slots__ = ("ended", "last_at", "listed", "owner", "size", "used_until", "withdrawn")
 
-    def __init__(self) -> None:
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        #: it has its place among those with calls that ended
+        self.listed = False
         self.ended: deque[OpenCall] = deque()
         #: bytes of the replies in ``ended``
         self.size = 0

@@ -44,8 +44,7 @@ from labmesh.protocol.messages import (
     Request,
     SessionRequest,
 )
-from labmesh.protocol.open_call import Ended as CallEnd
-from labmesh.protocol.open_call import OpenCall, Owner
+from labmesh.protocol.open_call import Ended, OpenCall, Owner
 from labmesh.serving.call_watch import CallWatch, StuckWatch
 from labmesh.serving.lease_desk import LeaseDesk
 from labmesh.serving.served import (
@@ -153,7 +152,7 @@ class CallDesk:
     def handle(self, request: Request, origin: Origin) -> Answer:
         """Answer a request about calls and leases; None: it is answered when the call ends."""
         if isinstance(request, Call):
-            self._call(request, origin)
+            self.take(request, origin, time.monotonic())
             return None
         self.leases.expire(time.monotonic())
         match request:
@@ -163,8 +162,7 @@ class CallDesk:
             case Cancel():
                 return self._cancel(request, self._owner(request, origin))
             case More():
-                owner = self._owner(request, origin)
-                job = self._served[self._callee.find(owner, request.call)]
+                job = self._served[self._callee.find(self._owner(request, origin), request.call)]
                 if isinstance(job, ServedStream):
                     job.grant(request.credit)
                 return Done(id=request.id)
@@ -175,9 +173,9 @@ class CallDesk:
             case _:
                 raise AssertionError(f"{type(request).__name__} is not for a relay")
 
-    def _call(self, call: Call, origin: Origin) -> None:
+    def take(self, call: Call, origin: Origin, now: float) -> None:
+        """Take a call that had arrived at ``now``; what this raises is its answer."""
         owner = self._owner(call, origin)
-        now = time.monotonic()
         method = call.method
         known = self._callee.find_repeated(owner, call, method, origin, now)
         if known is not None:
@@ -255,7 +253,7 @@ class CallDesk:
         callee.accept(opened)
         self._served[opened] = job
         try:
-            self.worker.submit(job)
+            self.worker.take(job)
         except LabmeshError:
             del self._served[opened]
             callee.finish(opened, "not_run", None, now)
@@ -319,7 +317,7 @@ class CallDesk:
             return
         job = self._served.pop(opened)
         error = outcome.error
-        ended: CallEnd = "returned"
+        ended: Ended = "returned"
         if error is None:
             reply = outcome.value
         else:
@@ -330,7 +328,7 @@ class CallDesk:
             # What is remembered must not keep the frames alive that it was raised in.
             error.__traceback__ = error.__context__ = error.__cause__ = None
             opened.error = error
-            reply = self._service.encode_error(opened.origin, error)
+            reply = self._service.encode_error(opened.origin, error, opened.id)
             ended = "not_run" if error.executed is False else "raised"
         self._callee.finish(opened, ended, reply, time.monotonic())
         self._service.send_soon(opened.origin, reply)
@@ -359,12 +357,13 @@ class CallDesk:
         for opened in self._callee.overdue(now):
             self._take_back(opened, overdue(opened.method))
         for opened, alive in self._callee.signs(now):
-            if self.say(opened, self._service.encode(opened.origin, alive)):
+            # First: a sign of life that comes too late does not bring its caller back.
+            if opened.begun_at is None and is_given_up(opened, now):
+                self._take_back(opened, given_up(opened.method))
+            elif self.say(opened, self._service.encode(opened.origin, alive)):
                 opened.heard_at = now
             elif opened.begun_at is not None:
                 self._served[opened].reader_is_gone()
-            elif is_given_up(opened, now):
-                self._take_back(opened, given_up(opened.method))
         self._stuck.look(now)
         self._service.flush()
         return self._watch.pause_s(

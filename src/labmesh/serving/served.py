@@ -158,9 +158,23 @@ class ServedCall(Served, Job):
 
     __slots__ = _OWN_SLOTS
 
+    def refusal(self, now: float) -> LabmeshError | None:
+        """Asked in the driver's thread, right before it runs."""
+        opened = self.opened
+        if now >= opened.deadline or now - opened.accepted_at > _GIVEN_UP_S:
+            return super().refusal(now)
+        if not self.read_only:
+            try:
+                self.desk.check_write(opened.owner, self.fence, now)
+            except LabmeshError as exc:
+                return exc
+        opened.begun_at = now
+        return None
+
     def execute(self, runner: Runner) -> Any:
         """Run the driver."""
-        value = self.call.run()
+        call = self.call
+        value = call.function(*call.args, **call.kwargs)
         if type(value) in _SCALARS:
             return value
         value = runner.settle(value, self)

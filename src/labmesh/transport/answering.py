@@ -16,8 +16,9 @@ from labmesh.protocol.messages import Call, Failure, Message, Ping, Pong, Reply,
 from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, read_calls, unpack
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Frames
+from labmesh.transport.permits import Permits
 
-__all__ = ["Answer", "Answering", "Handle", "Origin", "failure"]
+__all__ = ["Answer", "Answering", "Handle", "HandleCall", "Origin", "failure"]
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +35,18 @@ _MAX_PACKERS = 4096
 
 Answer = Reply | tuple[Reply, Buffer] | None
 Handle = Callable[[Request, memoryview | None, "Origin"], "Answer | Coroutine[Any, Any, Answer]"]
+HandleCall = Callable[[Call, "Origin", float], None]
 
 
-class Origin(Struct, frozen=True):
-    """Where an answer goes, and in which form its asker speaks."""
+class Origin(Struct, frozen=True, gc=False):
+    """Where an answer goes, and in which form its asker speaks. All calls of a pack share one."""
 
     #: ZeroMQ's routing id: which connection, not who
     peer: bytes
     #: a REQ socket puts an empty frame first, and wants it back
     delimited: bool
     json: bool
+    #: empty: that of a pack
     request_id: str
     #: who it is, as the handshake proved it; empty: nobody knows
     user: str = ""
@@ -57,6 +60,8 @@ class Answering:
     :param requests: the messages that this socket takes.
     :param handle: gets each admitted request. It returns the reply, or None when it will call
         :meth:`reply` later; what it raises becomes the reply.
+    :param handle_call: gets each admitted call of a pack, with the time when the pack was read.
+    :param permits: asked before each request is handled; None: everybody may do everything.
     """
 
     def __init__(
@@ -68,13 +73,16 @@ class Answering:
         node_id: str,
         epoch: str,
         handle: Handle,
+        permits: Permits | None = None,
+        handle_call: HandleCall | None = None,
     ) -> None:
         self._name = name
         self._requests = Codec(requests, limits=Limits(max_header_bytes=MAX_HEADER_BYTES[role]))
         self._answers = Codec(())
-        self._takes_calls = Call in requests
         self._node_id, self._epoch = node_id, epoch
         self._handle = handle
+        self._handle_call = handle_call
+        self._permits = permits
         self._warnings = Seldom()
         #: connections that have sent packs
         self._packers: set[bytes] = set()
@@ -105,6 +113,8 @@ class Answering:
     def encode(self, origin: Origin, answer: Reply | tuple[Reply, Buffer]) -> list[Buffer]:
         """The frames of a reply, in the form that its asker speaks."""
         message, body = answer if isinstance(answer, tuple) else (answer, None)
+        if self._permits is not None:
+            message = self._permits.told(message, origin.user)
         return self._answers.encode(message, body, json=origin.json)
 
     def send(self, origin: Origin, encoded: Sequence[Buffer]) -> bool:
@@ -121,17 +131,23 @@ class Answering:
         self.dropped += not delivered
         return delivered
 
-    def refuse(self, origin: Origin, error: LabmeshError) -> None:
+    def refuse(self, origin: Origin, error: LabmeshError, request_id: str = "") -> None:
         """Answer with an error."""
-        self.send(origin, self.encode_error(origin, error))
+        self.send(origin, self.encode_error(origin, error, request_id))
 
-    def encode_error(self, origin: Origin, error: LabmeshError) -> list[Buffer]:
-        """The frames of an error."""
+    def encode_error(
+        self, origin: Origin, error: LabmeshError, request_id: str = ""
+    ) -> list[Buffer]:
+        """The frames of an error.
+
+        :param request_id: of the request that ends with it; by default the origin's.
+        """
+        request_id = request_id or origin.request_id
         try:
-            return self.encode(origin, failure(origin.request_id, error))
+            return self.encode(origin, failure(request_id, error))
         except ProtocolError:
             # A driver may have put a value into the detail that no message can carry.
-            return self.encode(origin, failure(origin.request_id, type(error)(str(error))))
+            return self.encode(origin, failure(request_id, type(error)(str(error))))
 
     def take(self, frames: Frames, user: str = "") -> None:
         """One message that arrived; whatever is wrong with it is answered."""
@@ -144,14 +160,15 @@ class Answering:
             self._take_message(peer, delimited, payload, user)
 
     def _take_pack(self, peer: bytes, delimited: bool, frame: Buffer, user: str) -> None:
-        calls = read_calls(frame) if self._takes_calls else None
+        origin = Origin(peer, delimited, False, "", user)
+        calls = None if self._handle_call is None else read_calls(frame)
         headers: list[bytes] = []
         if calls is None:
             try:
                 headers = unpack(frame)
             except ProtocolError as exc:
                 self._warn(exc)
-                self.refuse(Origin(peer, delimited, False, "", user), exc)
+                self.refuse(origin, exc)
                 return
         if not delimited:
             # It can read packs as well.
@@ -160,13 +177,32 @@ class Answering:
             self._packers.add(peer)
             self._packer = peer
         try:
-            for call in calls or ():
-                self._take_request(call, None, Origin(peer, delimited, False, call.id, user))
+            if calls is not None:
+                self._take_calls(calls, origin)
             for each in headers:
                 self._take_message(peer, delimited, [each], user)
         finally:
             self._send_collected()
             self._packer = b""
+
+    def _take_calls(self, calls: Sequence[Call], origin: Origin) -> None:
+        """The calls of a pack, whose times are finite."""
+        handle = self._handle_call
+        assert handle is not None
+        permits, node_id, epoch = self._permits, self._node_id, self._epoch
+        # They have all arrived; when each of them may begin is looked at again.
+        now = time.monotonic()
+        for call in calls:
+            try:
+                if permits is not None:
+                    permits.check(call, origin.user)
+                if call.target != node_id or call.epoch != epoch or not call.session:
+                    admit(call, node_id=node_id, epoch=epoch, now=now)
+                handle(call, origin, now)
+            except LabmeshError as exc:
+                self.refuse(origin, exc, call.id)
+            except Exception as exc:
+                self._fault(origin, call, exc)
 
     def _send_collected(self) -> None:
         headers, self._collected = self._collected, []
@@ -188,6 +224,9 @@ class Answering:
 
     def _take_request(self, request: Any, body: memoryview | None, origin: Origin) -> None:
         try:
+            if self._permits is not None:
+                self._permits.check(request, origin.user)
+                request = self._permits.signed(request, origin.user)
             now = time.monotonic()
             admit(request, node_id=self._node_id, epoch=self._epoch, now=now)
             if isinstance(request, Ping):
@@ -209,14 +248,13 @@ class Answering:
     def _fault(self, origin: Origin, request: Request | None, exc: Exception) -> None:
         """A fault of our own: the asker is told, the log has the rest, the node lives."""
         what = type(request).__name__ if request is not None else "request"
-        log.error("%s: %s %s failed", self._name, what, origin.request_id, exc_info=exc)
-        self.refuse(
-            origin,
-            InternalError(
-                f"{self._name} failed inside ({type(exc).__name__}): this is a fault of labmesh; "
-                "its log has the traceback"
-            ),
+        request_id = origin.request_id if request is None else request.id
+        log.error("%s: %s %s failed", self._name, what, request_id, exc_info=exc)
+        error = InternalError(
+            f"{self._name} failed inside ({type(exc).__name__}): this is a fault of labmesh; "
+            "its log has the traceback"
         )
+        self.refuse(origin, error, request_id)
 
     def _warn(self, exc: ProtocolError) -> None:
         """Bad input is worth a line, not a line each."""

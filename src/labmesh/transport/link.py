@@ -101,7 +101,8 @@ class Link(Requests):
             raise self._hopeless() or self._not_sent()
         if not deadline > now:
             self._deadline(deadline - now)
-        request_id = self._session.next_id()
+        session = self._session
+        request_id = session.next_id()
         translate = self._clock.translate
         given_up = given_up_at(deadline, now)
         call = Call(
@@ -109,7 +110,7 @@ class Link(Requests):
             target=self.node_id,
             epoch=self.epoch,
             deadline=translate(deadline),
-            session=self._session.token,
+            session=session.token,
             method=method,
             args=args,
             kwargs=kwargs,

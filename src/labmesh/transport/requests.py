@@ -94,15 +94,15 @@ class Requests(Connection):
         self._start(pending, now)
 
     def _start(self, pending: Pending, now: float) -> None:
-        caller = self._caller
-        alone = self.up and not caller.busy
+        caller, up = self._caller, self.up
+        alone = up and not caller.busy
         caller.open(pending)
         if alone and self._channel.send(pending.frames or ()):
-            self._was_sent(pending, now)
+            self._were_sent((pending,), now)
         else:
             # Many at a time: what begins in one turn of the loop leaves together.
             self._outbox[pending] = None
-            if not self._flushing and self.up:
+            if up and not self._flushing:
                 self._flushing = True
                 self._loop.call_soon(self._flush)
         if caller.quiet_until < self._timer_at:
@@ -124,7 +124,7 @@ class Requests(Connection):
         for _, sent in messages[:count]:
             for pending in sent:
                 del self._outbox[pending]
-                self._was_sent(pending, now)
+            self._were_sent(sent, now)
         self._arm()
 
     def _made_ready(self, pending: Pending) -> bool:
@@ -137,10 +137,11 @@ class Requests(Connection):
             return False
         return True
 
-    def _was_sent(self, pending: Pending, now: float) -> None:
-        self._caller.sent(pending, now, self.epoch)
-        if not pending.resumable:
-            pending.frames = None
+    def _were_sent(self, sent: Sequence[Pending], now: float) -> None:
+        self._caller.sent_together(sent, now, self.epoch)
+        for pending in sent:
+            if not pending.resumable:
+                pending.frames = None
 
     def _addressed(self, pending: Pending) -> Request:
         filled: dict[str, Any] = {
@@ -231,8 +232,7 @@ class Requests(Connection):
             return
         results = read_results(frames[0])
         if results is not None:
-            for result in results:
-                self._take_result(result)
+            self._take_results(results)
             return
         try:
             messages = unpack(frames[0])
@@ -242,17 +242,18 @@ class Requests(Connection):
         for each in messages:
             self._take_message([each], now)
 
-    def _take_result(self, result: Result) -> None:
-        pending = self._caller.answered(result.id)
-        if pending is not None:
-            future = pending.future
-            if not future.done():  # its caller may have been cancelled just now
-                future.set_result(result)
+    def _take_results(self, results: Sequence[Result]) -> None:
+        answered = self._caller.answered
+        for result in results:
+            pending = answered(result.id)
+            # Its caller may have been cancelled just now.
+            if pending is not None and not pending.future.done():
+                pending.future.set_result(result)
 
     def _take_message(self, frames: Frames, now: float) -> None:
         plain = decode_plain(frames[0]) if len(frames) == 1 else None
         if plain is not None:
-            self._take_result(plain)
+            self._take_results((plain,))
             return
         try:
             decoded = self._codec.decode(frames)

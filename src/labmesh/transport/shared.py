@@ -22,16 +22,18 @@ from labmesh.protocol.addresses import Address
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Message, Request
 from labmesh.protocol.packs import fits, pack
-from labmesh.transport.answering import Answer, Answering, Origin
+from labmesh.transport.answering import Answer, Answering, HandleCall, Origin
 from labmesh.transport.channel import (
     NOBLOCK,
     POLLIN,
     Frames,
     events_of,
+    proved,
     receive_rest,
     send,
     skip,
 )
+from labmesh.transport.permits import Permits
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.spinning import Spin
 from labmesh.transport.waking import Bell
@@ -54,6 +56,7 @@ class SharedService(Answering):
 
     :param handle: gets each admitted request, under the lock. It returns the reply, or None when it
         will call :meth:`reply` later; what it raises becomes the reply.
+    :param handle_call: gets each admitted call of a pack, under the lock.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class SharedService(Answering):
         epoch: str,
         handle: Callable[[Request, memoryview | None, Origin], Answer],
         lock: threading.RLock,
+        permits: Permits | None = None,
+        handle_call: HandleCall | None = None,
     ) -> None:
         owner = f"{kind} {node_id}"
         super().__init__(
@@ -77,6 +82,8 @@ class SharedService(Answering):
             node_id=node_id,
             epoch=epoch,
             handle=handle,
+            permits=permits,
+            handle_call=handle_call,
         )
         self.lock = lock
         self._socket, self.address = sockets.bind(zmq.ROUTER, address, role=role, owner=owner)
@@ -88,6 +95,9 @@ class SharedService(Answering):
         self._skipping = False
         #: nothing was there when it was last looked, and nothing was sent since
         self._found_empty = False
+        #: replies that wait to be sent: in packs, by who gets them, or as they are
+        self._packs: dict[bytes, list[Buffer]] = {}
+        self._packed = 0
         self._outbox: list[list[Buffer]] = []
         self.listened = False
         #: whether several messages were there when it was last looked for more than one
@@ -193,8 +203,20 @@ class SharedService(Answering):
         """Send a reply with others: :meth:`flush` does. Each wake-up of ZeroMQ's own thread costs
         as much as all else of a small reply."""
         peer = origin.peer
-        self._outbox.append([peer, b"", *encoded] if origin.delimited else [peer, *encoded])
-        if len(self._outbox) >= _TOGETHER:
+        is_short = len(encoded) == 1 and not origin.delimited and peer in self._packers
+        if is_short and fits(encoded[0]):
+            if self._outbox and any(frames[0] == peer for frames in self._outbox):
+                self.flush()
+            headers = self._packs.get(peer)
+            if headers is None:
+                headers = self._packs[peer] = []
+            headers.append(encoded[0])
+            self._packed += 1
+        else:
+            if peer in self._packs:
+                self.flush()
+            self._outbox.append([peer, b"", *encoded] if origin.delimited else [peer, *encoded])
+        if self._packed + len(self._outbox) >= _TOGETHER:
             self.flush()
 
     def flush(self) -> None:
@@ -202,28 +224,15 @@ class SharedService(Answering):
 
         What waits is never more than one pack.
         """
-        outbox = self._outbox
-        if not outbox:
-            return
-        self._outbox = []
-        if len(outbox) == 1:
-            self.dropped += not self._transmit_now(outbox[0])
-            return
-        packs: dict[Buffer, list[Buffer]] = {}
-        for frames in outbox:
-            peer = frames[0]
-            if len(frames) == 2 and peer in self._packers and fits(frames[1]):
-                packs.setdefault(peer, []).append(frames[1])
-                continue
-            if peer in packs:
-                self._send_pack(peer, packs.pop(peer))
-            self.dropped += not self._transmit_now(frames)
-        for peer, headers in packs.items():
-            self._send_pack(peer, headers)
-
-    def _send_pack(self, peer: Buffer, headers: list[Buffer]) -> None:
-        if not self._transmit_now([peer, pack(headers)]):
-            self.dropped += len(headers)
+        if self._packed:
+            packs, self._packs, self._packed = self._packs, {}, 0
+            for peer, headers in packs.items():
+                if not self._transmit_now([peer, pack(headers)]):
+                    self.dropped += len(headers)
+        if self._outbox:
+            outbox, self._outbox = self._outbox, []
+            for frames in outbox:
+                self.dropped += not self._transmit_now(frames)
 
     def _receive(self) -> tuple[Frames, str]:
         """One whole message, and who sent it, as the handshake proved it.
@@ -236,7 +245,7 @@ class SharedService(Answering):
         frames: Frames = [peer, header.bytes]
         if header.more:
             receive_rest(self._socket, frames)
-        return frames, _proved(header)
+        return frames, proved(header)
 
     def _transmit(self, frames: Sequence[Buffer]) -> bool:
         self.flush()
@@ -265,10 +274,3 @@ class SharedService(Answering):
     def _answer_later(self, origin: Origin, answer: Coroutine[Any, Any, Answer]) -> None:
         answer.close()
         raise TypeError("there is no event loop here to await an answer on")
-
-
-def _proved(frame: zmq.Frame) -> str:
-    try:
-        return str(frame.get("User-Id"))
-    except zmq.ZMQError:  # a connection without a handshake that proves anything
-        return ""
