@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from os import PathLike
 from typing import Any, TypeVar, overload
 
 from labmesh.asking.bank_client import BankClient
 from labmesh.asking.client_node import ClientNode
 from labmesh.asking.links import REQUEST_S
 from labmesh.asking.remote import LinkHealth, RelayClient
+from labmesh.datasets.query import Moment, posix_of
 from labmesh.errors import NotFound
+from labmesh.events.brokers_followed import BrokersFollowed
 from labmesh.events.feed import Ids
 from labmesh.events.healing import Gap
 from labmesh.events.listening import Subscription
@@ -23,6 +26,8 @@ from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.messages import GetStatus, NodeRecord, Status
 from labmesh.protocol.roster import about, nobody
+from labmesh.protocol.spare import spare_rpc
+from labmesh.transport.broker_link import BrokerLink
 from labmesh.transport.keys import Security
 
 __all__ = ["BankClient", "DirectorClientAgent", "RelayClient"]
@@ -41,6 +46,7 @@ class DirectorClientAgent(ClientNode):
     :param broker_address: the host that ``BROKER`` stands for in the other two addresses.
     :param broker_rpc: the broker's request address.
     :param broker_xpub: the broker's event address; None: the broker tells its port.
+    :param spare_broker: the spare broker's address: ``host``, or ``host:port`` of its requests.
     :param local_address: accepted for symmetry with the other nodes; a client binds nothing.
     :param call_limit: seconds that a call without a timeout may last at most.
     :param security: by default what the environment says (``LMH_NETWORK_PASSWORD``).
@@ -55,10 +61,13 @@ class DirectorClientAgent(ClientNode):
         *,
         call_limit: float = 600.0,
         security: Security | None = None,
+        spare_broker: str | None = None,
     ) -> None:
+        rpc = str(parse_connect(broker_rpc, broker_address))
         super().__init__(
-            str(parse_connect(broker_rpc, broker_address)),
+            rpc,
             broker_xpub and str(parse_connect(broker_xpub, broker_address)),
+            spare_rpc=spare_rpc(spare_broker or "", rpc),
             call_limit_s=seconds(call_limit, "call_limit"),
             security=security,
         )
@@ -133,12 +142,33 @@ class DirectorClientAgent(ClientNode):
 
     def health(self, node_id: str | None = None) -> LinkHealth:
         """How the link to a node (None: to the broker) is; asks nobody. In any thread."""
-        link = self._directory
+        link: BrokerLink | None = self._directory
         if node_id is not None:
             link = None if self._links is None else self._links.get(node_id)
         if link is None:
             return LinkHealth("", up=False, heard_at=None, trouble=None)
         return LinkHealth(link.endpoint, link.up, link.heard_at, link.trouble)
+
+    @property
+    def brokers(self) -> list[LinkHealth]:
+        """How the links to the broker and, where there is one, to its spare are; asks nobody. In
+        any thread. The one that is followed is :meth:`health`.
+        """
+        broker = self._directory
+        links = broker.links if isinstance(broker, BrokersFollowed) else filter(None, (broker,))
+        return [LinkHealth(each.endpoint, each.up, each.heard_at, each.trouble) for each in links]
+
+    async def wait_for_broker(self, endpoint: str, timeout: float) -> None:
+        """Wait until one of :attr:`brokers` answers.
+
+        :raises LinkLost: it does not within ``timeout`` seconds.
+        :raises AuthenticationError: it does not accept this client.
+        """
+        broker = self._broker
+        if isinstance(broker, BrokersFollowed):
+            await self.at_home(broker.link_to(endpoint).wait_up(timeout))
+        else:
+            await self.at_home(broker.wait_up(timeout))
 
     async def broker_status(self) -> Status:
         """What the broker is doing."""
@@ -213,13 +243,33 @@ class DirectorClientAgent(ClientNode):
         """The last state of a relay, when states are followed; asks nobody. In any thread."""
         return None if self._feed is None else self._feed.last_reading(relay_id)
 
-    def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
-        """Call ``callback(record)`` for each dataset that a bank has stored.
+    def on_dataset(
+        self,
+        callback: Callable[[dict[str, Any]], object],
+        *,
+        cursor: str | PathLike[str] | None = None,
+        since: Moment | None = None,
+    ) -> Subscription:
+        """Call ``callback(record)`` once for each dataset that a bank stores from now on, in the
+        order in which each bank stored them.
 
         The record has ``dataset_id``, ``bank_id``, ``relay_id``, ``size`` (bytes), ``sha256``,
-        ``name``, ``kind``, ``created`` (POSIX seconds), ``meta``.
+        ``name``, ``kind``, ``created`` (POSIX seconds), ``meta``, ``repeated``. What could not be
+        announced, for whatever reason, is fetched from the bank's list, as soon as that answers.
+        What was deleted there meanwhile is not told.
+
+        :param cursor: a file that keeps how far this has come: then each dataset is handed over
+            once also across the ends and crashes of this program. One whose callback was running
+            when the program died is handed over again, with ``record["repeated"]`` true; with a
+            callback that raises, it counts as handed over. Only one subscription at a time may have
+            the file.
+        :param since: also those that were stored since then, as of ``bank.search()``: ``"2h"``
+            ago, a date or time, POSIX seconds; 0: all. A cursor that exists already goes on where
+            it was.
+        :raises ConfigError: (a ValueError) the cursor is broken, or cannot be read or written.
+        :raises Conflict: the cursor is in use.
         """
-        return self._events.on_dataset(callback)
+        return self._events.on_dataset(callback, cursor, None if since is None else posix_of(since))
 
     def on_presence(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
         """Call ``callback(change)`` when a node joins, falls silent, comes back or leaves.

@@ -14,9 +14,9 @@ from labmesh.asking.holding import Fences
 from labmesh.asking.links import REQUEST_S, NodeLinks
 from labmesh.content import Content, Sink
 from labmesh.errors import AuthenticationError, LinkLost, NotSent, Stopping
+from labmesh.events.brokers_followed import BrokersFollowed
 from labmesh.events.feed import EventFeed
 from labmesh.node import Node
-from labmesh.protocol.addresses import Address, parse_connect
 from labmesh.protocol.messages import (
     Access,
     Batch,
@@ -26,17 +26,16 @@ from labmesh.protocol.messages import (
     Description,
     Fetch,
     Fetched,
-    GetStatus,
     NodeRecord,
     Reply,
     Request,
     Result,
-    Status,
 )
 from labmesh.protocol.roster import Roster
 from labmesh.provenance import sender_facts
 from labmesh.transfer import Progress, UploadSettings, download, upload
 from labmesh.transport.blocking import CallSockets
+from labmesh.transport.broker_link import BrokerLink, event_address
 from labmesh.transport.inflow import ItemStream
 from labmesh.transport.keys import Security
 from labmesh.transport.link import CallSession, Link
@@ -57,6 +56,7 @@ class ClientNode(Node):
 
     :param broker_rpc: the broker's request address.
     :param broker_xpub: the broker's event address; None: the broker tells its port.
+    :param spare_rpc: the spare broker's request address; empty: there is none.
     :param call_limit_s: seconds that a call without a timeout may last at most.
     """
 
@@ -67,18 +67,20 @@ class ClientNode(Node):
         broker_rpc: str,
         broker_xpub: str | None,
         *,
+        spare_rpc: str = "",
         call_limit_s: float,
         security: Security | None,
     ) -> None:
         super().__init__(f"client-{os.getpid()}-{os.urandom(4).hex()}", security=security)
         self.broker_rpc = broker_rpc
         self.broker_xpub = broker_xpub
+        self.spare_rpc = spare_rpc
         self.call_limit = call_limit_s
         self.fences = Fences(self)
         #: who this client is to relays, over whatever connection
         self.session = CallSession()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._directory: Link | None = None
+        self._directory: BrokerLink | None = None
         self._feed: EventFeed | None = None
         self._links: NodeLinks | None = None
         self._calls: Calls | None = None
@@ -124,15 +126,25 @@ class ClientNode(Node):
 
     async def _open(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._directory = Link(
-            self._sockets, self.broker_rpc, where="the broker", session=self.session
-        )
+        self._directory = self._broker_link()
         self._links = NodeLinks(
             self._sockets, self._directory, self._roster, self._spawn, self.session
         )
         self._calls = Calls(self._links, self.at_home)
         #: for calls of threads that wait
         self.direct = CallSockets(self._sockets, self.session)
+
+    def _broker_link(self) -> BrokerLink:
+        if not self.spare_rpc:
+            return Link(self._sockets, self.broker_rpc, where="the broker", session=self.session)
+        return BrokersFollowed(
+            self._sockets,
+            self.broker_rpc,
+            self.spare_rpc,
+            first_events=self.broker_xpub,
+            session=self.session,
+            spawn=self._spawn,
+        )
 
     async def _leave(self) -> None:
         await self.fences.close()
@@ -147,7 +159,7 @@ class ClientNode(Node):
             self._directory.close()
 
     @property
-    def _broker(self) -> Link:
+    def _broker(self) -> BrokerLink:
         if self._directory is None:
             raise _not_connected()
         return self._directory
@@ -179,28 +191,35 @@ class ClientNode(Node):
                     raise LinkLost(
                         f"no broker after {timeout:g} s: {exc} Start one with 'labmesh broker', or "
                         "give another address (LMH_BROKER, labmesh.toml)",
-                        tried=self.broker_rpc,
+                        tried=", ".join(filter(None, (self.broker_rpc, self.spare_rpc))),
                     ) from exc
                 log.warning("still waiting for the broker: %s", exc)
 
     async def _begin_feed(self, deadline: float) -> None:
-        endpoint = self.broker_xpub or await self._ask_event_address(deadline)
+        endpoint = await self._event_address(deadline)
         self._feed = EventFeed(
-            self._sockets, endpoint, self._broker, self.node_id, self._spawn, self._list_nodes
+            self._sockets,
+            endpoint,
+            self._broker,
+            self.node_id,
+            self._spawn,
+            self._list_nodes,
+            self._ask_bank,
         )
         self._feed.watch_presence(self._roster.announced)
         await self._feed.begin(deadline - time.monotonic())
 
-    async def _ask_event_address(self, deadline: float) -> str:
+    async def _ask_bank(self, bank_id: str, request: Request, reply: type[R]) -> R:
+        answer, _ = await self._nodes.request(
+            bank_id, request, reply, endpoint="retrieve", timeout=REQUEST_S
+        )
+        return answer
+
+    async def _event_address(self, deadline: float) -> str:
+        if isinstance(self._broker, BrokersFollowed):
+            return self._broker.events
         timeout = min(REQUEST_S, max(0.0, deadline - time.monotonic()))
-        status = await self._broker.request(GetStatus(id="-"), Status, timeout=timeout)
-        port = status.facts.get("xpub_port")
-        if type(port) is not int or not 0 < port < 2**16:
-            raise LinkLost(
-                f"{status.node_id} at {self.broker_rpc} does not tell its event port: is this the "
-                "broker? Give broker_xpub"
-            )
-        return str(Address(parse_connect(self.broker_rpc).host, port))
+        return self.broker_xpub or await event_address(self._broker, "xpub_port", timeout)
 
     async def at_home(self, work: Coroutine[Any, Any, T]) -> T:
         """Run on the loop that connected, wherever the caller is.
@@ -333,6 +352,7 @@ class ClientNode(Node):
             raise Stopping("this client was closed; nothing was uploaded")
         if record is None:
             raise NotSent(f"{bank_id} is not on the mesh (any more); nothing was uploaded")
+        await self._nodes.learn(record)
         endpoint = record.endpoints["ingest"]
         if details.get("provenance") is None:
             details["provenance"] = sender_facts()

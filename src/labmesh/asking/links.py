@@ -8,9 +8,10 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from labmesh.errors import Busy, LabmeshError, NotFound, NotSent, Stopping
+from labmesh.errors import AuthenticationError, Busy, LabmeshError, NotFound, NotSent, Stopping
 from labmesh.protocol.messages import Fetch, ListNodes, NodeList, NodeRecord, Reply, Request
 from labmesh.protocol.roster import Roster
+from labmesh.transport.broker_link import BrokerLink
 from labmesh.transport.link import CallSession, Link
 from labmesh.transport.sockets import Sockets
 
@@ -47,7 +48,7 @@ class NodeLinks:
     def __init__(
         self,
         sockets: Sockets,
-        broker: Link,
+        broker: BrokerLink,
         roster: Roster,
         spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
         session: CallSession,
@@ -222,6 +223,7 @@ class NodeLinks:
             # It may be on its way to another address: then it is listed again in a moment.
             await asyncio.sleep(_MOVES_S)
             record = await self._look_up(node_id, timeout - _MOVES_S)
+        await self.learn(record)
         if self._closed:
             raise Stopping("this client was closed; nothing was sent")
         link = self._links.get(key)  # another task may have made it meanwhile
@@ -233,7 +235,7 @@ class NodeLinks:
                 "see 'labmesh ls' for who is"
             )
         address = record.endpoints[endpoint]
-        if link is not None and (link.endpoint != address or isinstance(link.trouble, NotFound)):
+        if link is not None and (link.endpoint != address or self._is_of_no_use(link)):
             link.close()
             link = None
         if link is None:
@@ -248,6 +250,22 @@ class NodeLinks:
             if endpoint == "rpc":
                 self.to_relays[node_id] = link
         return link
+
+    async def learn(self, record: NodeRecord | None) -> None:
+        """What the directory says of a node's key is expected of it from now on.
+
+        :raises AuthenticationError: another key is pinned for this node.
+        """
+        if record is not None and self._sockets.security.guard is not None:
+            await asyncio.to_thread(self._sockets.learn, record)
+
+    def _is_of_no_use(self, link: Link) -> bool:
+        trouble = link.trouble
+        if isinstance(trouble, NotFound):
+            return True
+        # With keys, who was refused may be admitted by now, and the node may have a new key.
+        has_keys = self._sockets.security.guard is not None
+        return has_keys and isinstance(trouble, AuthenticationError)
 
     async def _look_up(self, node_id: str, timeout: float) -> NodeRecord | None:
         """Ask the directory, where it answers; whoever asks meanwhile waits for the same answer."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os import PathLike
 from typing import Any
 
 from labmesh.blocking.session import Session
+from labmesh.datasets.query import Moment
 from labmesh.events.feed import Ids
 from labmesh.events.healing import Gap
 from labmesh.events.listening import Subscription
@@ -34,14 +36,22 @@ class News:
         """
         return self._session.subscribe(self._session.client.on_presence, callback)
 
-    def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
-        """Call ``callback(record)`` for each dataset that a bank has stored.
+    def on_dataset(
+        self,
+        callback: Callable[[dict[str, Any]], object],
+        *,
+        cursor: str | PathLike[str] | None = None,
+        since: Moment | None = None,
+    ) -> Subscription:
+        """Call ``callback(record)`` once for each dataset that a bank stores from now on; all else
+        is as of :meth:`DirectorClientAgent.on_dataset`. Threads as in :meth:`on_presence`.
 
-        The record has ``dataset_id``, ``bank_id``, ``relay_id``, ``size`` (bytes), ``sha256``,
-        ``name``, ``kind``, ``created`` (POSIX seconds), ``meta``. Threads as in
-        :meth:`on_presence`.
+        :param cursor: a file that keeps how far this has come, also when the program ends.
+        :param since: also those that were stored since then: ``"2h"`` ago, a date or time, 0: all.
         """
-        return self._session.subscribe(self._session.client.on_dataset, callback)
+        return self._session.subscribe(
+            self._session.client.on_dataset, callback, cursor=cursor, since=since
+        )
 
     def on_event(
         self, callback: Callable[[str, str, Any], object], relay_id: Ids = None

@@ -12,7 +12,7 @@ from labmesh.protocol.ids import did_you_mean, shown
 from labmesh.protocol.messages import Condition, SearchDatasets
 from labmesh.protocol.query import condition, conditions_of, moment
 
-__all__ = ["Moment", "ids_of", "search_of", "tags_of"]
+__all__ = ["Moment", "ids_of", "posix_of", "search_of", "tags_of"]
 
 #: How long ago (``"2h"``, a timedelta), a date or time (text, a datetime), or POSIX seconds.
 Moment = str | float | datetime | timedelta
@@ -46,7 +46,7 @@ def search_of(
     conditions += [condition(each) if isinstance(each, str) else each for each in given]
     for limit, op in ((since, ">="), (until, "<=")):
         if limit is not None:
-            conditions.append(Condition(field="created", op=cast("Any", op), value=_posix(limit)))
+            conditions.append(Condition(field="created", op=cast("Any", op), value=posix_of(limit)))
     key, descending = _order(sort, newest_first)
     return SearchDatasets(
         id="-",
@@ -72,7 +72,11 @@ def _order(sort: str | None, newest_first: bool) -> tuple[str, bool]:
     return key, sort.startswith("-")
 
 
-def _posix(when: Moment) -> float:
+def posix_of(when: Moment) -> float:
+    """A moment in POSIX seconds.
+
+    :raises ProtocolError: it is none.
+    """
     now = time.time()
     return now - when.total_seconds() if isinstance(when, timedelta) else moment(when, now)
 

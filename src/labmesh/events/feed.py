@@ -6,25 +6,29 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from os import PathLike
 from typing import Any
 
 import msgspec
 
 from labmesh.errors import ProtocolError
+from labmesh.events.brokers_followed import BrokersFollowed
+from labmesh.events.dataset_feed import AskBank, DatasetFeed
 from labmesh.events.healing import Gap, Healer
 from labmesh.events.in_step import InStep
 from labmesh.events.listeners import Listeners, Sink, hears, patterns_of
 from labmesh.events.listening import Subscription
 from labmesh.events.log_lines import line_of
 from labmesh.events.log_stream import LogLine, log_level
+from labmesh.events.presence_once import PresenceOnce
 from labmesh.events.reading import Gaps, Reading
 from labmesh.events.watching import ReadingQueue, Readings
 from labmesh.protocol.codec import decode_value
 from labmesh.protocol.interests import Changes, Interests
-from labmesh.protocol.messages import DatasetRecord, NodeRecord, PresenceChange
+from labmesh.protocol.messages import NodeRecord, PresenceChange
 from labmesh.protocol.records import checked
 from labmesh.protocol.topics import split, subscription
-from labmesh.transport.link import Link
+from labmesh.transport.broker_link import BrokerLink
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.subscriber import Lost, Received, Subscriber
 
@@ -32,7 +36,6 @@ __all__ = ["EventFeed", "Ids"]
 
 log = logging.getLogger(__name__)
 
-_REMEMBERED_DATASETS = 10_000
 #: Families whose lost events are fetched again, in order.
 _HEALED = ("event", "log")
 #: Families of which only what somebody asked for is subscribed to.
@@ -47,24 +50,25 @@ class EventFeed:
     :param spawn: makes a task that the client owns.
     :param refresh: fetches the directory, which announcements keep current; awaited whenever some
         may have been missed.
+    :param ask_bank: asks a bank for the datasets of which no announcement came.
     """
 
     def __init__(
         self,
         sockets: Sockets,
         endpoint: str,
-        broker: Link,
+        broker: BrokerLink,
         client_id: str,
         spawn: Callable[[Coroutine[Any, Any, Any], str], asyncio.Task[Any]],
         refresh: Callable[[], Awaitable[list[NodeRecord]]],
+        ask_bank: AskBank,
     ) -> None:
         self._spawn = spawn
         self._refresh = refresh
         self._states: dict[str, Received] = {}
-        self._datasets: dict[tuple[str, str], None] = {}
+        self._datasets = DatasetFeed(ask_bank, spawn, self._tell_gap)
         self._readers = Listeners()
         self._state_listeners = Listeners()
-        self._dataset_listeners = Listeners()
         self._presence_listeners = Listeners()
         self._event_listeners = Listeners()
         self._log_listeners = Listeners()
@@ -83,6 +87,13 @@ class EventFeed:
         self._subscriber = Subscriber(
             sockets, endpoint, deliver=self._deliver, on_link=self._link_changed
         )
+        self._brokers = broker if isinstance(broker, BrokersFollowed) else None
+        self._presence_once: PresenceOnce | None = None
+        if self._brokers is not None:
+            self._presence_once = PresenceOnce(spawn, self._in_step.stale, self._tell_presence)
+            self._brokers.on_turn(self._subscriber.turn_to)
+            if self._brokers.events and self._brokers.events != endpoint:
+                self._subscriber.turn_to(self._brokers.events)
 
     async def begin(self, timeout: float) -> None:
         """Subscribe to presence and datasets, and wait until subscriptions are in force.
@@ -103,13 +114,13 @@ class EventFeed:
         for listeners in (
             self._readers,
             self._state_listeners,
-            self._dataset_listeners,
             self._presence_listeners,
             self._event_listeners,
             self._log_listeners,
             self._gap_listeners,
         ):
             await listeners.close()
+        await self._datasets.close()
 
     def watch_presence(self, callback: Callable[[PresenceChange], None]) -> None:
         """Have the client's own directory follow."""
@@ -157,11 +168,14 @@ class EventFeed:
         what = "all relays" if patterns is None else ", ".join(patterns)
         return Readings(queue, what=what, timeout=timeout)
 
-    def on_dataset(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
-        """Call ``callback(record)`` for each new dataset."""
-        subscription = Subscription(callback, "dataset")
-        self._listen(self._dataset_listeners, subscription)
-        return subscription
+    def on_dataset(
+        self,
+        callback: Callable[[dict[str, Any]], object],
+        cursor: str | PathLike[str] | None = None,
+        since: float | None = None,
+    ) -> Subscription:
+        """Call ``callback(record)`` for each new dataset; see :meth:`DatasetFeed.subscribe`."""
+        return self._datasets.subscribe(callback, cursor=cursor, since=since)
 
     def on_presence(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
         """Call ``callback(change)`` for each change in the directory."""
@@ -267,11 +281,15 @@ class EventFeed:
                         del self._states[split(topic)[1]]
 
     async def _refreshed(self) -> None:
-        banks = {str(each.node_id) for each in await self._refresh() if each.kind == "bank"}
+        nodes = await self._refresh()
+        banks = {str(each.node_id) for each in nodes if each.kind == "bank"}
         for each in banks - self._banks:
             self._follow_bank(each)
         for each in self._banks - banks:
             self._follow_bank(each, end=True)
+        self._datasets.directory(banks)
+        if self._presence_once is not None:
+            self._presence_once.listed(nodes)
 
     def _follow_bank(self, bank_id: str, *, end: bool = False) -> None:
         """How far its datasets have come; relays tell that of themselves to who wants to know."""
@@ -282,6 +300,10 @@ class EventFeed:
         self._subscribe("tail", change("tail", bank_id))
 
     def _link_changed(self, up: bool) -> None:
+        if self._brokers is not None:
+            self._brokers.events_came(up)
+        if up and self._presence_once is not None:
+            self._presence_once.relinked()
         if up:
             self._in_step.stale()
 
@@ -306,7 +328,7 @@ class EventFeed:
         elif family == "state":
             self._take_state(node_id, received)
         elif family == "dataset":
-            self._take_dataset(node_id, received)
+            self._datasets.take(node_id, received)
         elif family == "presence":
             self._take_presence(received)
         elif family in _HEALED:
@@ -321,6 +343,8 @@ class EventFeed:
             return
         if family in _HEALED:
             self._healer.take(lost)
+        elif family == "dataset":
+            self._datasets.lost(lost)
         else:
             if family == "presence":
                 self._in_step.stale()
@@ -363,22 +387,16 @@ class EventFeed:
             if hears(patterns, relay_id):
                 put(sink, relay_id, received)
 
-    def _take_dataset(self, bank_id: str, received: Received) -> None:
-        record = msgspec.convert(decode_value(received.payload), DatasetRecord)
-        if record.bank_id != bank_id:
-            raise ProtocolError(f"bank {bank_id} announced a dataset of bank {record.bank_id}")
-        key = (bank_id, record.dataset_id)
-        if key in self._datasets:
-            return
-        self._datasets[key] = None
-        if len(self._datasets) > _REMEMBERED_DATASETS:
-            del self._datasets[next(iter(self._datasets))]
-        for each in self._dataset_listeners.all():
-            each.put(msgspec.structs.asdict(record))
-
     def _take_presence(self, received: Received) -> None:
         change = msgspec.convert(decode_value(received.payload), PresenceChange)
         checked(change.node)
+        if change.node.kind == "bank":
+            # Also what is no news: a bank that registers with the other broker can be asked again.
+            self._datasets.changed(change.node.node_id, change.change)
+        if self._presence_once is None or self._presence_once.is_news(change):
+            self._tell_presence(change)
+
+    def _tell_presence(self, change: PresenceChange) -> None:
         is_gone = change.change == "left"
         if is_gone:
             self._states.pop(change.node.node_id, None)

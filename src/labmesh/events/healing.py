@@ -13,7 +13,7 @@ from labmesh.errors import LabmeshError, ProtocolError
 from labmesh.protocol.codec import decode_event
 from labmesh.protocol.messages import LastEvents, Replay
 from labmesh.protocol.topics import split
-from labmesh.transport.link import Link
+from labmesh.transport.broker_link import BrokerLink
 from labmesh.transport.subscriber import Lost, Received
 
 __all__ = ["Gap", "Healer"]
@@ -59,7 +59,7 @@ class Healer:
 
     def __init__(
         self,
-        broker: Link,
+        broker: BrokerLink,
         spawn: Callable[[Coroutine[Any, Any, Any], str], object],
         deliver: Callable[[Received], None],
         tell: Callable[[Gap], None],

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from labmesh.errors import AuthenticationError, LabmeshError, LinkLost
 from labmesh.protocol.messages import Done, LastEvents, ListLast, Mark
-from labmesh.transport.link import Link
+from labmesh.transport.broker_link import BrokerLink
 from labmesh.transport.subscriber import Subscriber
 
 __all__ = ["InStep"]
@@ -32,7 +32,7 @@ class InStep:
 
     def __init__(
         self,
-        broker: Link,
+        broker: BrokerLink,
         client_id: str,
         refresh: Callable[[], Awaitable[object]],
     ) -> None:

@@ -35,6 +35,9 @@ class Subscription:
     :meth:`cancel` ends it.
     """
 
+    #: the next item waits until the task that a plain function returned has ended
+    _waits_for_tasks = False
+
     def __init__(self, callback: Callable[..., object], what: str) -> None:
         self._callback = callback
         self.name = f"{what} callback {getattr(callback, '__qualname__', repr(callback))}"
@@ -120,6 +123,8 @@ class Subscription:
                 log.warning("%s blocked its loop for %.1f s", self.name, lasted_s)
             if isinstance(returned, asyncio.Future):
                 self._keep(returned)
+                if self._waits_for_tasks:
+                    await asyncio.wait([returned])
             elif inspect.isawaitable(returned):
                 await returned
         except asyncio.CancelledError:

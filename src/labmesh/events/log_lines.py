@@ -6,7 +6,7 @@ from labmesh.events.log_stream import LogLine
 from labmesh.protocol.codec import decode_event, decode_value
 from labmesh.protocol.messages import LastEvents, NodeRecord, Replay
 from labmesh.protocol.topics import split, topic
-from labmesh.transport.link import Link
+from labmesh.transport.broker_link import BrokerLink
 from labmesh.transport.subscriber import Received
 
 __all__ = ["line_of", "remembered"]
@@ -26,7 +26,7 @@ def line_of(received: Received) -> LogLine:
     return LogLine.of(node_id, decode_value(received.payload), event.epoch, event.sequence)
 
 
-async def remembered(broker: Link, node: NodeRecord) -> list[LogLine]:
+async def remembered(broker: BrokerLink, node: NodeRecord) -> list[LogLine]:
     """What the broker remembers of a node's log, the oldest line first.
 
     :raises ConnectionError: the broker does not answer.

@@ -162,7 +162,13 @@ class Retrieval:
         )
         records = page.records[: _that_fit([_size_of(each) for each in page.records])]
         more = page.more or len(records) < len(page.records)
-        return DatasetPage(id=request.id, records=records, more=more)
+        return DatasetPage(
+            id=request.id,
+            records=records,
+            more=more,
+            highest=self._catalog.highest_given(),
+            time=time.time(),
+        )
 
     async def _search(self, request: SearchDatasets) -> Answer:
         found = await self._in_catalog(self._catalog.search, request)

@@ -280,6 +280,9 @@ class Catalog(Protocol):
     def last_sequence(self) -> int:
         """The greatest sequence of a record; 0 when there is none."""
 
+    def highest_given(self) -> int:
+        """The greatest sequence that was given, also to records that are gone; 0: none was."""
+
     def mark(self, name: str) -> int:
         """A number that :meth:`set_mark` stored, or 0. Marks may be lost (with a power cut, or when
         the catalogue is rebuilt): they save work, no more.

@@ -179,6 +179,9 @@ class FileCatalog:
     def last_sequence(self) -> int:
         return self._index.read(lambda index: index.last_sequence())
 
+    def highest_given(self) -> int:
+        return self._last_given
+
     def mark(self, name: str) -> int:
         return self._index.mark(name)
 

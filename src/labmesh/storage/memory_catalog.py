@@ -132,6 +132,9 @@ class MemoryCatalog:
         with self._lock:
             return self._ordered[-1].sequence if self._ordered else 0
 
+    def highest_given(self) -> int:
+        return self._last_given
+
     def mark(self, name: str) -> int:
         return self._marks.get(name, 0)
 
