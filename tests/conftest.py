@@ -8,6 +8,13 @@ import shutil
 import tempfile
 
 import pytest
+from hypothesis import settings
+
+# How many examples a property is tried with that does not say so itself. The second is for a run
+# that may take its time: LABMESH_EXAMPLES=thorough.
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("LABMESH_EXAMPLES", "quick"))
 
 # Most people have asyncio's own loop; those tests that are about the other one ask for it.
 os.environ.setdefault("LMH_UVLOOP", "0")
@@ -20,6 +27,20 @@ with contextlib.suppress(ImportError):
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _forget_the_keys_of_this_user(config)
+    _share_compiled_modules(config)
+
+
+def _forget_the_keys_of_this_user(config: pytest.Config) -> None:
+    """Who runs the tests may have keys of a network of their own: no node here is to use them."""
+    for name in ("LMH_KEYS_DIR", "LMH_IDENTITY", "LMH_SECURITY", "LMH_NETWORK"):
+        os.environ.pop(name, None)
+    folder = tempfile.mkdtemp(prefix="labmesh-tests-config-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["XDG_CONFIG_HOME"] = folder
+
+
+def _share_compiled_modules(config: pytest.Config) -> None:
     """Programs that tests start share compiled modules, also where none are written by default.
 
     Hundreds of them would compile labmesh, each for itself.

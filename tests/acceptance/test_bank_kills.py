@@ -125,10 +125,10 @@ async def survive(start: Start, folder: Path, mib: int) -> None:
                 assert bank.steps_after[0] > bank.killed_at
 
 
-async def test_transfers_of_96_mb_survive_a_bank_that_is_killed(
+async def test_transfers_of_48_mb_survive_a_bank_that_is_killed(
     start: Start, tmp_path: Path
 ) -> None:
-    await survive(start, tmp_path, mib=96)
+    await survive(start, tmp_path, mib=48)
 
 
 @pytest.mark.soak

@@ -25,13 +25,14 @@ LIMIT_S = 15.0
 STATE_S = 0.2
 ANYWHERE = "tcp://127.0.0.1:*"
 SCANNER = '''
-import time
+import threading, time
 
 class Scanner:
     """A scanner that yields points."""
 
     def __init__(self):
         self.scans = []
+        self.over = threading.Event()
 
     def scan(self):
         """Points without an end."""
@@ -44,9 +45,11 @@ class Scanner:
                 time.sleep(0.01)
         finally:
             self.scans.append("ended")
+            self.over.set()
 
     def story(self):
-        """What happened."""
+        """What happened, once a scan is over."""
+        self.over.wait(10)
         return self.scans
 
     def ramp(self):
@@ -105,7 +108,10 @@ def test_a_relay_dies_in_the_middle_of_a_call_and_comes_back(
     network: Network,
     connect: Callable[[], Mesh],
     cell: Callable[[Callable[[], Any]], Future[Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # How long a dead relay is asked how it is; that this is 4 s at most is tested elsewhere.
+    monkeypatch.setattr("labmesh.asking.links._REACH_S", 1.0)
     relay = start_relay(network)
     psu = connect()["Inst-0"]
     other = connect()["Inst-0"]
@@ -201,8 +207,13 @@ def test_a_relay_is_stopped_in_the_middle_of_a_call(
 
 
 def test_a_broker_is_restarted_and_instruments_go_on(
-    network: Network, broker: Process, connect: Callable[[], Mesh]
+    network: Network,
+    broker: Process,
+    connect: Callable[[], Mesh],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("labmesh.asking.links.REQUEST_S", 1.0)
+    monkeypatch.setattr("labmesh.client.REQUEST_S", 1.0)
     start_relay(network)
     mesh = connect()
     psu = mesh["Inst-0"]
@@ -243,7 +254,7 @@ def test_a_driver_hangs_and_everybody_sees_it(
     psu = connect()["Inst-0"]
     began = time.monotonic()
     with pytest.raises(TimeoutError) as late:
-        psu.call("block", 5, timeout=1)
+        psu.call("block", 4, timeout=1)
     said = sentences(late.value)
     assert 0.9 < time.monotonic() - began < 2.5
     assert isinstance(late.value, OutcomeUnknown)
@@ -269,7 +280,7 @@ def test_a_driver_hangs_and_everybody_sees_it(
     eventually(lambda: psu.call_status(late.value).state == "returned", "it returns", LIMIT_S)
     settled = psu.call_status(late.value)
     print(settled)
-    assert "returned 5" in repr(settled)
+    assert "returned 4" in repr(settled)
     assert psu.square(3) == 9
     eventually(lambda: not psu.status().stale, "states come again")
     assert not psu.status().stuck
@@ -288,8 +299,6 @@ def test_ctrl_c_ends_a_cell_and_not_the_session(
     cells = [
         "scanner = mesh['Scan-0']",
         "for point in scanner.scan(): print('point', point)",
-        "import time\ndeadline = time.monotonic() + 5\n"
-        "while len(scanner.story()) < 2 and time.monotonic() < deadline: time.sleep(0.02)\n"
         "scanner.story()",
         "scanner.ramp()",
         "scanner.status().busy_with",

@@ -17,8 +17,8 @@ BEGIN_S = 20.0
 DRAIN_S = 120.0
 
 
-def test_nothing_that_an_upload_kept_is_lost_in_4_kills(start: Start, tmp_path: Path) -> None:
-    kill_relays(start, tmp_path, kills=4, seed=1)
+def test_nothing_that_an_upload_kept_is_lost_in_3_kills(start: Start, tmp_path: Path) -> None:
+    kill_relays(start, tmp_path, kills=3, seed=1)
 
 
 def test_a_second_relay_on_a_spool_ends_with_an_error(start: Start, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ async def test_files_may_not_grow_beyond_a_limit(tmp_path: Path) -> None:
 
 async def test_syncs_take_long(tmp_path: Path) -> None:
     skip_without_strace()
-    await _slow(tmp_path, delay_s=0.4)
+    await _slow(tmp_path, delay_s=0.25)
 
 
 @pytest.mark.soak

@@ -170,10 +170,17 @@ DISK_MUTANTS: dict[str, tuple[type[Recorder], Scenario, set[str]]] = {
 }
 
 
+#: Every so-manieth state is tried first, then those between: a fault that lasts for a while is
+#: found early. That none is left out is what lets "not found" mean it.
+_STRIDE = 16
+_STARTS = (0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15)
+
+
 def found_by(disk: Path, events: list[Event]) -> str:
-    """The first rule that a crash breaks; empty: none."""
+    """The first rule that a crash breaks, of those that were tried; empty: none breaks any."""
     expected = promised(events)
-    for state in crash_states(events):
+    states = list(crash_states(events))
+    for state in (each for start in _STARTS for each in states[start::_STRIDE]):
         state.build(disk / "crashed")
         try:
             check(disk / "crashed", expected[state.at])

@@ -144,7 +144,7 @@ async def _blocked(full: RelayClient, polled: RelayClient, block_s: float) -> As
 
 
 @pytest.mark.parametrize(
-    "block_s", [3.0, pytest.param(30.0, marks=[pytest.mark.soak, pytest.mark.timeout(120)])]
+    "block_s", [2.0, pytest.param(30.0, marks=[pytest.mark.soak, pytest.mark.timeout(120)])]
 )
 async def test_a_driver_that_blocks_silences_nothing_else(block_s: float, places: Places) -> None:
     """FR7: pings, refusals, heartbeats and the states of whoever can tell them go on."""

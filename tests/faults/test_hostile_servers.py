@@ -234,7 +234,11 @@ async def test_an_event_port_that_makes_no_sense_is_a_typed_error(port: object) 
             await client.close()
 
 
-async def test_a_directory_of_more_nodes_than_a_message_holds_is_no_answer() -> None:
+async def test_a_directory_of_more_nodes_than_a_message_holds_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("labmesh.asking.links.REQUEST_S", 1.0)
+    monkeypatch.setattr("labmesh.client.REQUEST_S", 1.0)
     many = listing(*(node(node_id=f"Inst-{number}", title="x" * 256) for number in range(20_000)))
     with BrokerDouble(many, honest=True) as broker:
         async with DirectorClientAgent(broker_rpc=broker.endpoint, security=PROTECTED) as client:
@@ -581,7 +585,7 @@ UPLOADS: dict[str, tuple[BadReceiver, type[LabmeshError]]] = {
 
 
 async def upload(proxy: BankClient) -> DatasetRecord:
-    settings = UploadSettings(timeout_s=2.0, retries=1)
+    settings = UploadSettings(timeout_s=1.0, retries=1)
     work = proxy.upload(CONTENT, dataset_id="scan-1", settings=settings)
     return await asyncio.wait_for(work, LIMIT_S)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from tests.support.leaks import Held, assert_nothing_more, warm_up
+from tests.support.places import Places
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,3 +21,9 @@ async def no_leaks(_what_pyzmq_keeps: None) -> AsyncIterator[None]:
     before = Held.now()
     yield
     await assert_nothing_more(before)
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    """Where nodes are to be."""
+    return Places(tmp_path)

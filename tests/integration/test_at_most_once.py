@@ -121,7 +121,7 @@ def starting(work: Awaitable[Any]) -> asyncio.Future[Any]:
 async def test_a_reply_that_is_lost_with_its_link_is_sent_again_and_nothing_runs_twice(
     lab: Lab,
 ) -> None:
-    rounds = 20
+    rounds = 5
     async with lab() as (relay, cable), lab.relay():
         await relay.move("first")
         for number in range(rounds):
@@ -192,6 +192,7 @@ async def test_the_status_of_a_call_settles_what_became_of_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("labmesh.protocol.caller.RESUME_S", 0.2)
+    monkeypatch.setattr("labmesh.asking.calling._DESCRIBE_UNTIL_S", 0.4)
     async with lab() as (relay, cable), lab.relay():
         await relay.move("first")
         cable.hold("down")
@@ -220,6 +221,7 @@ async def test_a_call_that_never_arrived_is_told_so_and_will_not_run(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("labmesh.protocol.caller.RESUME_S", 0.2)
+    monkeypatch.setattr("labmesh.asking.calling._DESCRIBE_UNTIL_S", 0.4)
     async with lab() as (relay, cable), lab.relay():
         await relay.move("first")
         cable.hold("up")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,11 @@ import msgspec
 import pytest
 import zmq
 from msgspec.structs import replace
+from tests.support.banks import asking, bank_of, object_of, sha256_of
 from tests.support.peers import until
 from tests.support.places import Places
 
-from labmesh import BankClient, DataBank
+from labmesh import DataBank
 from labmesh.errors import Busy, Conflict, Damaged, NoSpace, StorageError
 from labmesh.keeping.bank_upkeep import SoundClock
 from labmesh.protocol.messages import (
@@ -47,49 +45,11 @@ from labmesh.protocol.upload import UploadLimits
 from labmesh.protocol.upload_records import record_of
 from labmesh.storage.filesystem import open_folder
 from labmesh.storage.memory import MemoryBlobStore, MemoryCatalog
-from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
-from labmesh.transport.sockets import Sockets
 
 LIMIT_S = 10.0
 SCAN = random.Random(7).randbytes(3_000_001)
 MUCH = random.Random(8).randbytes(24_000_000)
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> Places:
-    return Places(tmp_path)
-
-
-@asynccontextmanager
-async def bank_of(places: Places, **options: Any) -> AsyncIterator[tuple[DataBank, BankClient]]:
-    """A bank that is listed, and a proxy of it."""
-    async with places.broker(), places.bank(**options) as bank, places.client() as client:
-        await bank.ready
-        yield bank, await client.get_databank_agent("bank-0")
-
-
-@asynccontextmanager
-async def asking(endpoint: str) -> AsyncIterator[Link]:
-    """A link for requests of a test's own."""
-    sockets = Sockets(Security("open"), "test")
-    link = Link(sockets, endpoint, where="the bank")
-    try:
-        await link.wait_up(LIMIT_S)
-        yield link
-    finally:
-        link.close()
-        sockets.close_all()
-
-
-def sha256_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def object_of(places: Places, content: bytes) -> Path | None:
-    """The file of the bank whose bytes are these."""
-    found = list((places.folder / "bank-0" / "objects").rglob(sha256_of(content)))
-    return found[0] if found else None
 
 
 def flipped(path: Path) -> None:
@@ -352,7 +312,11 @@ async def test_a_quota_refuses_before_the_first_byte(places: Places) -> None:
         assert (await proxy.upload(b"small")).size == 5
 
 
-async def test_a_bank_whose_disk_refuses_is_read_only_until_it_works_again(places: Places) -> None:
+async def test_a_bank_whose_disk_refuses_is_read_only_until_it_works_again(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labmesh.keeping.bank_upkeep._PROBE_S", 0.05)
+    monkeypatch.setattr("labmesh.keeping.bank_upkeep._LOOK_S", 0.05)
     store = MemoryBlobStore()
     async with bank_of(places, store=store, catalog=MemoryCatalog()) as (bank, proxy):
         await proxy.upload(SCAN, dataset_id="scan")

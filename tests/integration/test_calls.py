@@ -437,6 +437,7 @@ async def test_one_call_at_a_time_unless_the_driver_is_safe_for_more() -> None:
         def work(self) -> int:
             self.inside += 1
             self.most = max(self.most, self.inside)
+            # It takes its time, in which another thread would get in if it might.
             time.sleep(0.001)
             self.inside -= 1
             return self.most

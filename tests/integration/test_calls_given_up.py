@@ -69,11 +69,14 @@ async def test_a_call_that_waits_is_taken_back_when_its_client_is_gone(
     assert driver.moves == ["of the living"]
 
 
+@pytest.mark.parametrize("first", ["its thread", "its loop"])
 async def test_a_call_whose_caller_heard_nothing_for_too_long_does_not_begin(
-    monkeypatch: pytest.MonkeyPatch,
+    first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The relay's loop stood still, and gave no signs of life; its driver's thread worked on."""
+    """The relay's loop stood still, and gave no signs of life; its driver's thread worked on, or
+    it goes on when the loop does, which has signs of life to give by then."""
     monkeypatch.setattr("labmesh.serving.served._GIVEN_UP_S", 0.2)
+    monkeypatch.setattr("labmesh.protocol.callee.SIGN_INTERVAL_S", 0.1)
     driver = Stage()
     async with LocalMesh({"stage": driver}, banks=0) as mesh:
         stage, endpoint, holding = await kept_busy(mesh, driver)
@@ -82,10 +85,14 @@ async def test_a_call_whose_caller_heard_nothing_for_too_long_does_not_begin(
             await queue_has(stage, 1)
             desk = mesh.relays["stage"]._desk
             # What stands still here is the loop of this test, and with it that of the relay.
-            threading.Timer(0.5, driver.free.set).start()
+            if first == "its thread":
+                threading.Timer(0.5, driver.free.set).start()
             assert await asyncio.to_thread(lambda: True)
             ended = threading.Event()
             ended.wait(0.7)
+            if first == "its loop":
+                await queue_has(stage, 0)
+                driver.free.set()
             await holding
             answer = patient.receive()
             assert (answer["name"], desk.busy) == ("expired", False)

@@ -209,8 +209,8 @@ async def test_the_brokers_status(places: Places) -> None:
 async def test_while_the_broker_is_away_questions_to_it_end_in_time(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labmesh.client.REQUEST_S", 0.3)
-    monkeypatch.setattr("labmesh.asking.links.REQUEST_S", 0.3)
+    monkeypatch.setattr("labmesh.client.REQUEST_S", 0.1)
+    monkeypatch.setattr("labmesh.asking.links.REQUEST_S", 0.1)
     async with places.broker() as broker, places.client() as client:
         await broker.stop()
         for ask in (

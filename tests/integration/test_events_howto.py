@@ -24,14 +24,14 @@ def names_of_the_howto() -> dict[str, Any]:
     return names
 
 
-async def test_the_howto() -> None:
+async def test_the_howto(tmp_path: Path) -> None:
     names = names_of_the_howto()
     drivers = {
         "psu-1": ScriptedInstrument(poll={"voltage": 1.0}),
         "psu-10": ScriptedInstrument(poll={"voltage": 10.0}),
         "furnace-1": names["Furnace"](),
     }
-    async with LocalMesh(drivers, banks=0, state_interval=0.02) as mesh:
+    async with LocalMesh(drivers, banks=1, in_memory=True, state_interval=0.02) as mesh:
         voltages = await asyncio.to_thread(names["watch_supplies"], mesh.address, 6)
         assert len(voltages) == 6
         assert set(voltages) <= {1.0, 10.0}
@@ -57,6 +57,14 @@ async def test_the_howto() -> None:
         assert gaps == []
         for each in handles:
             each.cancel()
+        bank = await client.get_databank_agent()
+        for name in ("before", "after"):
+            await bank.upload(name.encode(), dataset_id=name)
+            keeping = names["keep_copies"](client, tmp_path)
+            await until((tmp_path / f"{name}.bin").exists)
+            await until(lambda: "handing" not in (tmp_path / "cursor.json").read_text())
+            keeping.cancel()
+            await keeping.closed()
 
 
 def test_its_configuration_and_commands_exist(tmp_path: Path) -> None:

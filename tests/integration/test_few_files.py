@@ -22,9 +22,9 @@ from tests.support.processes import Process, free_ports, program
 from labmesh.errors import AuthenticationError, LinkLost
 from labmesh.protocol.addresses import Address
 from labmesh.protocol.messages import DIRECTORY_REQUESTS, Done, Request
+from labmesh.transport.event_outlet import EventOutlet
 from labmesh.transport.link import Link
 from labmesh.transport.proxy import Proxy
-from labmesh.transport.publisher import Publisher
 from labmesh.transport.service import Answer, Origin, Service
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.subscriber import Subscriber
@@ -114,11 +114,11 @@ async def test_who_finds_no_socket_tries_again(
     sockets: Sockets, broker: tuple[str, str, str], what: str
 ) -> None:
     held: list[int] = []
-    opened: Link | Publisher
+    opened: Link | EventOutlet
     if what == "link":
         opened = Link(sockets, broker[0], where="the broker")
     else:
-        opened = Publisher(sockets, broker[1], node_id="Inst-0", epoch="e1")
+        opened = EventOutlet(sockets, broker[1], on_up=lambda: None)
     await until(lambda: isinstance(opened.trouble, AuthenticationError))
     with no_more_files():
         opened._teardown()

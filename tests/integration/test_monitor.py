@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.support.processes import Process, program
 
-from labmesh.transport.auth import _peer_address
+from labmesh.transport.doorway import peer_address
 
 #: libzmq would keep so many events for somebody who does not read them, and then stand still.
 KEPT = 2000
@@ -48,7 +48,7 @@ def test_the_address_behind_a_descriptor_is_found_and_the_connection_left_alone(
     connection: Connection,
 ) -> None:
     near, far = connection
-    assert _peer_address(far.fileno()) == "127.0.0.1"
+    assert peer_address(far.fileno()) == "127.0.0.1"
     near.sendall(b"still there")
     assert far.recv(100) == b"still there"
 
@@ -57,15 +57,15 @@ def test_a_descriptor_that_has_become_something_else_gives_no_address(tmp_path: 
     """libzmq closes a connection and tells of it later; the number may be in use again by then."""
     left, right = socket.socketpair()
     with left, right, (tmp_path / "file").open("wb") as file:
-        assert _peer_address(left.fileno()) == ""
-        assert _peer_address(file.fileno()) == ""
+        assert peer_address(left.fileno()) == ""
+        assert peer_address(file.fileno()) == ""
         with socket.socket() as unconnected:
-            assert _peer_address(unconnected.fileno()) == ""
+            assert peer_address(unconnected.fileno()) == ""
         left.sendall(b"still there")
         assert right.recv(100) == b"still there"
         gone = os.dup(file.fileno())
         os.close(gone)
-        assert _peer_address(gone) == ""
+        assert peer_address(gone) == ""
         file.write(b"still open")
 
 
@@ -73,7 +73,7 @@ def test_with_a_default_timeout_descriptors_are_not_touched(connection: Connecti
     _, far = connection
     socket.setdefaulttimeout(5.0)
     try:
-        assert _peer_address(far.fileno()) == ""
+        assert peer_address(far.fileno()) == ""
         assert os.get_blocking(far.fileno())
     finally:
         socket.setdefaulttimeout(None)

@@ -7,8 +7,9 @@ import json
 import marshal
 import pickle
 import struct
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import msgspec
@@ -30,8 +31,8 @@ _LARGE = (400, 413, None)
 
 #: How long a reply may take. The witness has its own limit, of 100 ms.
 REPLY_MS = 3000
-#: A message that must be dropped is given so long to be answered after all.
-DROP_MS = 50
+#: Messages that must be dropped are given so long, after the last of all, to be answered after all.
+DROP_MS = 200
 
 
 def cases_for(role: str, canary: str) -> list[Case]:
@@ -52,21 +53,38 @@ def dealer(endpoint: str) -> Iterator[zmq.Socket[bytes]]:
 
 def attack(role: str, canary: str, endpoint: str) -> list[int | None]:
     """Send each message over a connection of its own; the code of the first answer to each, None
-    where none."""
-    return [_send(endpoint, each) for each in cases_for(role, canary)]
+    where none. What must be answered is sent one by one; for the silence about all others is
+    waited once."""
+    cases = cases_for(role, canary)
+    codes: dict[int, int | None] = {}
+    with ExitStack() as stack:
+        silent = {
+            number: stack.enter_context(dealer(endpoint))
+            for number, case in enumerate(cases)
+            if None in case.codes
+        }
+        for number, case in enumerate(cases):
+            if number in silent:
+                silent[number].send_multipart(case.frames)
+            else:
+                with dealer(endpoint) as peer:
+                    peer.send_multipart(case.frames)
+                    codes[number] = _code(peer, REPLY_MS)
+        until = time.monotonic() + DROP_MS / 1000
+        for number, peer in silent.items():
+            codes[number] = _code(peer, max(0, round(1000 * (until - time.monotonic()))))
+    return [codes[number] for number in range(len(cases))]
 
 
-def _send(endpoint: str, case: Case) -> int | None:
-    with dealer(endpoint) as peer:
-        peer.send_multipart(case.frames)
-        if not peer.poll(DROP_MS if None in case.codes else REPLY_MS):
-            return None
-        # A delimiter is given back.
-        header = next(each for each in peer.recv_multipart() if each)
-        decode = msgspec.json.decode if header[:1] == b"{" else msgspec.msgpack.decode
-        answer = decode(header)
-        first = answer[0] if isinstance(answer, list) else answer
-        return int(first.get("code", 0))
+def _code(peer: zmq.Socket[bytes], patience_ms: int) -> int | None:
+    if not peer.poll(patience_ms):
+        return None
+    # A delimiter is given back.
+    header = next(each for each in peer.recv_multipart() if each)
+    decode = msgspec.json.decode if header[:1] == b"{" else msgspec.msgpack.decode
+    answer = decode(header)
+    first = answer[0] if isinstance(answer, list) else answer
+    return int(first.get("code", 0))
 
 
 def text(message: Any) -> list[bytes]:

@@ -98,7 +98,10 @@ def _mounted(image: Path, place: Path, options: str = "") -> Iterator[None]:
     try:
         yield
     finally:
-        _run("umount", str(place))
+        # Lazily: a process that somebody else forked meanwhile has this one's files open until it
+        # has become another program, and desktop services look into what is mounted. The name is
+        # free at once; the file system goes with the last of those, and the loop device with it.
+        _run("umount", "--lazy", str(place))
 
 
 def _run(*command: str) -> None:

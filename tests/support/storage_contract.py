@@ -261,6 +261,7 @@ class StorageContract:
         assert page(after="b", limit=1) == "c"
         assert page(after="d") == ""
         assert (catalog.count(), catalog.last_sequence()) == (0, 0)
+        assert catalog.highest_given() >= 1
         assert catalog.add(record_of("e")).sequence == 5
 
     def test_an_object_is_needed_as_long_as_one_record_has_it(self, catalog: Catalog) -> None:

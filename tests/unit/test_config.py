@@ -299,7 +299,8 @@ def test_relays_stand_under_two_brackets_and_the_others_under_one(folder: Path) 
         ),
         (
             "[security]\nzzz = 5\n",
-            "[security] zzz: unknown key; the keys here are mode, network, insecure",
+            "[security] zzz: unknown key; the keys here are mode, network, insecure, keys_dir, "
+            "password_role",
         ),
         ('[security]\n"a\\tb" = 5\n', "[security] 'a\\tb': unknown key; the keys here are"),
     ],
@@ -401,11 +402,19 @@ def test_a_duration_is_a_positive_finite_number(
         (
             "security",
             'mode = "pasword"',
-            'expected "auto", "password" or "open", found the text \'pasword\'; '
+            'expected "auto", "keys", "password" or "open", found the text \'pasword\'; '
             "did you mean 'password'?",
         ),
-        ("security", 'mode = "keys"', '; mode "keys" is not available yet in this version'),
-        ("security", "mode = 1", 'expected "auto", "password" or "open", found the number 1'),
+        (
+            "security",
+            "mode = 1",
+            'expected "auto", "keys", "password" or "open", found the number 1',
+        ),
+        (
+            "security",
+            'password_role = "relay"',
+            'expected "viewer", "operator" or "admin", found the text \'relay\'',
+        ),
     ],
 )
 def test_a_wrong_value_is_one_line_with_what_was_expected_and_found(

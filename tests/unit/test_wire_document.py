@@ -111,6 +111,8 @@ def type_words(declared: types.Type) -> str:
     match declared:
         case types.StrType(pattern=messages.ID_PATTERN):
             return "id"
+        case types.StrType(pattern=messages.KEY_PATTERN):
+            return "public key"
         case types.StrType(pattern=str()):
             return "64 hex digits"
         case types.StrType(min_length=least, max_length=None):
@@ -136,6 +138,8 @@ def type_words(declared: types.Type) -> str:
             return "bytes"
         case types.AnyType():
             return "value"
+        case types.VarTupleType(item_type=each, max_length=most):
+            return f"list of {type_words(each)}, at most {most}"
         case types.ListType(item_type=each, max_length=None):
             return f"list of {type_words(each)}"
         case types.ListType(item_type=each, max_length=most):

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -83,7 +83,6 @@ def test_what_cannot_be_read_takes_anything_and_is_never_run(text: str) -> None:
         assert str(signature) == "(*args, **kwargs)"
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.text(max_size=60))
 def test_any_text_gives_a_signature(text: str) -> None:
     assert isinstance(signature_from(text), inspect.Signature)

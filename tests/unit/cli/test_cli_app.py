@@ -40,8 +40,18 @@ COMMANDS = [
     "doctor",
     "get",
     "init",
+    "keys check",
+    "keys init",
+    "keys invite",
+    "keys join",
+    "keys list",
+    "keys new",
+    "keys revoke",
+    "keys rotate",
+    "keys show",
     "log",
     "ls",
+    "password new",
     "relay",
     "set",
     "show",
@@ -50,12 +60,13 @@ COMMANDS = [
     "watch",
 ]
 NODES = {"bank", "broker", "relay", "up"}
+GROUPS = {"audit", "data", "keys", "password"}
 
 
 def registered() -> Iterator[str]:
     for name in app:
-        if name == "data":
-            yield from (f"data {each}" for each in app["data"] if not each.startswith("-"))
+        if name in GROUPS:
+            yield from (f"{name} {each}" for each in app[name] if not each.startswith("-"))
         elif not name.startswith("-"):
             yield name
 

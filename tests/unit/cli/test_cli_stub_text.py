@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from labmesh.cli.annotations import TypeWriter
@@ -187,7 +187,6 @@ SIGNATURES = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.tuples(NAMES, SIGNATURES, TEXTS, st.booleans()), max_size=4),
     st.lists(st.tuples(NAMES, TEXTS, TEXTS, st.booleans(), st.booleans()), max_size=4),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, NewType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from labmesh.errors import BadArguments, ConfigError, UnknownMethod
@@ -424,7 +424,6 @@ def _functions() -> st.SearchStrategy[Callable[..., Any]]:
     return build()
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     function=_functions(),
     args=st.lists(st.just(0), max_size=5),

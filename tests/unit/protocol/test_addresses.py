@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from labmesh.errors import ProtocolError
@@ -339,7 +339,6 @@ def test_anything_else_is_not(host: str) -> None:
 
 
 @given(st.text(alphabet="tcp:/*[]0123456789abBROKE.%@-_\n ", max_size=30) | st.text(max_size=300))
-@settings(deadline=None, max_examples=100)
 def test_any_text_is_an_address_or_a_protocol_error(text: str) -> None:
     for read in READERS:
         for candidate in (text, f"tcp://{text}", f"tcp://{text}:5750"):
@@ -354,7 +353,6 @@ def test_any_text_is_an_address_or_a_protocol_error(text: str) -> None:
     st.ip_addresses().map(str) | st.from_regex(r"[a-z][a-z0-9]{0,20}", fullmatch=True),
     st.integers(1, 65535),
 )
-@settings(deadline=None, max_examples=100)
 def test_what_is_advertised_is_what_is_connected_to(host: str, port: int) -> None:
     try:
         endpoint = advertised(Address("*", port), host)

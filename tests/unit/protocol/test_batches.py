@@ -146,7 +146,6 @@ def test_an_entry_that_is_none_is_refused_by_its_number(entry, kind, problem):
 
 
 @given(calls=st.lists(values | st.lists(values, max_size=5), max_size=3))
-@settings(deadline=None, max_examples=100)
 def test_any_values_are_entries_or_refused_in_a_short_sentence(calls):
     received, refusal = None, ""
     try:
@@ -237,7 +236,6 @@ def test_an_outcome_that_is_none_tells_nothing(outcome):
 
 
 @given(outcomes=st.lists(values | st.lists(values, max_size=4), max_size=3))
-@settings(deadline=None, max_examples=100)
 def test_any_values_are_outcomes_or_tell_nothing(outcomes):
     try:
         received = read_outcomes(outcomes, 3)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from labmesh.errors import (
@@ -603,7 +603,6 @@ def answer_to(callee: Callee, call_id: str, owner: Owner, now: float) -> object:
         return refusal
 
 
-@settings(deadline=None, max_examples=100)
 @given(MEMORIES, st.lists(STEPS, max_size=60))
 def test_no_call_of_a_session_is_accepted_twice_or_after_it_was_given_up(
     memory: Memory, history: list[tuple[str, Owner, str, Any]]

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from labmesh.errors import (
@@ -56,7 +56,6 @@ _instants = st.integers(min_value=0, max_value=10**9)
 _delays = st.integers(min_value=0, max_value=10**6)
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     ahead=st.integers(min_value=-(10**9), max_value=10**9),
     pongs=st.lists(st.tuples(_instants, _delays), min_size=1, max_size=20),
@@ -497,7 +496,6 @@ class History:
         return latest
 
 
-@settings(deadline=None, max_examples=100)
 @given(_moves)
 def test_whatever_happens_each_request_ends_once_in_time_and_reaches_one_incarnation(
     moves: list[tuple[str, int, float]],

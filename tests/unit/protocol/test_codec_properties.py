@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.support.lab_values import same, texts, values
 
@@ -58,7 +58,6 @@ messages = calls | batches | results | items | outcomes | states | failures
 
 
 @given(message=messages, json=st.booleans())
-@settings(deadline=None, max_examples=100)
 def test_a_message_arrives_as_it_was_sent(message, json):
     codec = Codec(EVERYTHING)
     frames = [bytes(frame) for frame in codec.encode(message, json=json)]
@@ -88,13 +87,11 @@ def decode(frames: list[bytearray]) -> None:
 
 @given(frames=st.lists(st.binary(max_size=60).map(bytearray), max_size=3))
 @example(frames=[bytearray(b"\x80")])
-@settings(deadline=None, max_examples=100)
 def test_any_bytes_are_a_message_or_refused(frames):
     decode(frames)
 
 
 @given(lead=st.sampled_from([b"\x80", b"\x81", b"\x8f", b"\xde", b'{"', b"{"]), rest=st.binary())
-@settings(deadline=None, max_examples=100)
 def test_any_bytes_that_begin_as_a_header_are_a_message_or_refused(lead, rest):
     decode([bytearray(lead + rest)])
 
@@ -120,13 +117,11 @@ def damaged(draw: st.DrawFn) -> list[bytearray]:
 
 
 @given(frames=damaged())
-@settings(deadline=None, max_examples=100)
 def test_a_damaged_message_is_a_message_or_refused(frames):
     decode(frames)
 
 
 @given(value=values, place=st.integers(0, 200), byte=st.integers(0, 255), json=st.booleans())
-@settings(deadline=None, max_examples=100)
 def test_a_damaged_value_is_a_value_or_refused(value, place, byte, json):
     frame = bytearray(encode_value(value, json=json))
     frame[place % len(frame)] = byte
@@ -137,7 +132,6 @@ def test_a_damaged_value_is_a_value_or_refused(value, place, byte, json):
 
 
 @given(frame=st.binary(max_size=40), place=st.integers(0, 60), byte=st.integers(0, 255))
-@settings(deadline=None, max_examples=100)
 def test_any_bytes_are_an_event_or_refused(frame, place, byte):
     valid = bytearray(encode_event(Event(publisher="Inst-0", epoch="e", sequence=1, time=1.5)))
     valid[place % len(valid)] = byte

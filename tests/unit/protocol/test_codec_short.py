@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import inspect as types
 from msgspec.msgpack import Ext
@@ -166,7 +166,6 @@ def headers(draw: st.DrawFn) -> tuple[type[Message], bytes]:
 
 
 @given(header=headers())
-@settings(deadline=None, max_examples=100)
 def test_each_type_is_read_and_written_alike(header):
     kind, first = header
     frames = [first, *([b"body"] if kind.has_body else [])]
@@ -201,14 +200,12 @@ anything = st.one_of(
         },
     )
 )
-@settings(deadline=None, max_examples=100)
 def test_whatever_a_sender_puts_into_a_call_is_sent_or_refused_alike(fields):
     call = Call(id="1", method="m", **fields)
     assert encoded(SHORT, call) == encoded(LONG, call)
 
 
 @given(message=st.builds(Result, id=st.just("1"), value=anything))
-@settings(deadline=None, max_examples=100)
 def test_whatever_a_method_returns_is_sent_or_refused_alike(message):
     assert encoded(SHORT, message) == encoded(LONG, message)
 

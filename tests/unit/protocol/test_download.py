@@ -5,7 +5,7 @@ import hashlib
 from collections import deque
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.pair import Fate, Wire
 from tests.support.storage_contract import record_of
@@ -129,7 +129,6 @@ def test_a_wrong_digest_and_a_missing_byte_are_refused() -> None:
 FATES = st.lists(st.sampled_from(Fate), max_size=30)
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     size=st.integers(0, 95),
     to_bank=FATES,
@@ -177,7 +176,6 @@ HONEST = st.none()
 WILD = st.tuples(st.integers(-5, 100), st.integers(0, 40))
 
 
-@settings(max_examples=100, deadline=None)
 @given(answers=st.lists(HONEST | WILD, max_size=40))
 def test_whatever_a_bank_sends_no_more_is_written_than_declared(
     answers: list[tuple[int, int] | None],

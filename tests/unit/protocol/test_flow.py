@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from labmesh.errors import ProtocolError
@@ -43,7 +43,6 @@ def test_more_than_was_asked_for_is_refused() -> None:
         flow.arrived(2)
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.integers(1, 20), st.lists(st.booleans(), max_size=200))
 def test_never_more_than_the_credit_waits_and_a_stream_never_stands_still(
     credit: int, moves: list[bool]

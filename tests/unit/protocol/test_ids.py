@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Meta
 
@@ -94,7 +94,6 @@ def test_what_is_not_text_is_named_by_its_type_alone(value: object) -> None:
 
 
 @given(st.text(alphabet="aZ09._-/ \n\u00e9", max_size=12) | st.text(max_size=130))
-@settings(deadline=None, max_examples=100)
 def test_what_the_rule_takes_the_wire_takes(text: str) -> None:
     try:
         check_id(text)
@@ -104,7 +103,6 @@ def test_what_the_rule_takes_the_wire_takes(text: str) -> None:
 
 
 @given(st.text(alphabet="aZ09._-/ ", max_size=130))
-@settings(deadline=None, max_examples=100)
 def test_what_the_wire_refuses_the_rule_refuses(text: str) -> None:
     try:
         msgspec.convert(text, WireId)

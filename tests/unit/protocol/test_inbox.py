@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from labmesh.protocol.inbox import Inbox
@@ -111,7 +111,6 @@ class Simple:
         self.items = kept[-self.limit :]
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     limit=st.integers(1, 5),
     moves=st.lists(st.sampled_from(["a", "b", "c", None, "pop", "take"]), max_size=60),

@@ -50,7 +50,6 @@ headers = st.dictionaries(
 
 
 @given(sent=st.lists(headers.filter(fits), min_size=2, max_size=20))
-@settings(deadline=None, max_examples=100)
 def test_messages_arrive_byte_for_byte_and_in_their_order(sent):
     frame = pack(sent)
     assert is_pack(frame)
@@ -85,7 +84,6 @@ def test_a_message_in_json_does_not_fit():
 
 @given(frame=st.binary(max_size=60))
 @example(frame=b"")
-@settings(deadline=None, max_examples=100)
 def test_a_frame_is_a_pack_by_its_first_byte_as_no_header_begins(frame):
     known = is_pack(frame)
     assert known == (frame[:1] in {bytes([each]) for each in [*range(0x90, 0xA0), 0xDC]})
@@ -100,7 +98,6 @@ def test_a_frame_is_a_pack_by_its_first_byte_as_no_header_begins(frame):
 )
 @example(lead=b"\xdc", rest=b"")
 @example(lead=b"\xdc", rest=b"\0")
-@settings(deadline=None, max_examples=100)
 def test_any_bytes_are_headers_or_refused(lead, rest):
     frame, refusal, found = lead + rest, None, []
     try:
@@ -115,7 +112,6 @@ def test_any_bytes_are_headers_or_refused(lead, rest):
 
 
 @given(cut=st.integers(1, 200), sent=st.lists(headers, min_size=2, max_size=5))
-@settings(deadline=None, max_examples=100)
 def test_a_pack_that_is_cut_off_or_goes_on_is_refused(cut, sent):
     whole = pack(sent)
     for frame in (whole[: -min(cut, len(whole) - 1)], whole + b"\xc0"):
@@ -219,7 +215,6 @@ def headers_of(messages: Sequence[Message]) -> list[bytes]:
 
 
 @given(sent=st.lists(plain_calls, min_size=2, max_size=4))
-@settings(deadline=None, max_examples=100)
 def test_plain_calls_are_read_as_they_were_sent(sent: list[Call]) -> None:
     found = read_calls(pack(headers_of(sent)))
     assert found is not None
@@ -247,7 +242,6 @@ def _is_finite(call: Call) -> bool:
 
 
 @given(values=st.lists(VALUES, min_size=2, max_size=4))
-@settings(deadline=None, max_examples=100)
 def test_plain_results_are_read_as_the_codec_reads_them(values: list[Any]) -> None:
     codec = Codec(REPLIES)
     members = [bytes(codec.encode(Result(id="7", value=each))[0]) for each in values]
@@ -322,7 +316,6 @@ def test_a_plain_call_is_of_this_version() -> None:
 
 
 @given(value=VALUES)
-@settings(deadline=None, max_examples=100)
 def test_a_plain_result_has_the_header_that_the_codec_makes(value: Any) -> None:
     header = encode_result("7", value)
     is_plain = type(value) in (type(None), bool, int, float, str)

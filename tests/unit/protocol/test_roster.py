@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.records import bank, relay
 
@@ -78,7 +78,6 @@ def test_who_reads_in_another_thread_has_a_list_that_does_not_change() -> None:
     assert seen == [relay("psu")]
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_when_all_has_arrived_it_is_what_the_broker_has(data: st.DataObject) -> None:
     """A broker's history, a list taken at any moment of it, in any order that can happen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from labmesh.errors import ProtocolError
@@ -22,7 +22,6 @@ IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True).filter(i
 
 
 @given(st.sampled_from(topics.FAMILIES), IDS)
-@settings(deadline=None, max_examples=100)
 def test_a_topic_comes_apart_into_what_it_was_made_of(family: str, node_id: str) -> None:
     made = topics.topic(family, node_id)
     assert made == f"{family}.{node_id}"
@@ -155,7 +154,6 @@ def test_no_subscription_is_made_for_an_unknown_family() -> None:
 
 
 @given(IDS, st.integers(0, 10))
-@settings(deadline=None, max_examples=100)
 def test_a_subscription_brings_every_id_that_its_pattern_names(node_id: str, kept: int) -> None:
     pattern = node_id[:kept] + "*"
     assert topics.matches(pattern, node_id)

@@ -5,7 +5,7 @@ import hashlib
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.storage_contract import record_of
 
@@ -508,7 +508,6 @@ class OneUpload:
         return self.blobs.read(commit(content).sha256, 0, len(content))
 
 
-@settings(max_examples=100, deadline=None)
 @given(schedule=schedules(), declared=st.booleans())
 def test_in_whatever_order_chunks_come_what_is_stored_is_what_was_sent(
     schedule: tuple[bytes, list[tuple[int, int]]], declared: bool
@@ -523,7 +522,6 @@ def test_in_whatever_order_chunks_come_what_is_stored_is_what_was_sent(
     assert upload.stored(content) == content
 
 
-@settings(max_examples=100, deadline=None)
 @given(schedule=schedules(), declared=st.booleans())
 def test_content_that_is_not_the_committed_is_never_stored(
     schedule: tuple[bytes, list[tuple[int, int]]], declared: bool

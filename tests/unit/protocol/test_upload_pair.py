@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TypeAlias
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.support.pair import Fate, Wire
@@ -230,7 +230,6 @@ def run(relay: Relay, bank: Bank, disk: list[int], restarts: set[int], syncs: se
 FATES = st.lists(st.sampled_from(Fate), max_size=40)
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     content=st.binary(max_size=120),
     to_bank=FATES,

@@ -36,7 +36,6 @@ def nested(depth: int) -> list:
 
 @encodings
 @given(value=values)
-@settings(deadline=None, max_examples=100)
 def test_a_value_arrives_as_it_was_sent(value, json):
     assert same(value, through(value, json=json))
 

@@ -68,7 +68,7 @@ def test_not_insecure_by_the_environment(text: str) -> None:
         ({"mode": "password"}, {}, "LMH_NETWORK_PASSWORD is not set"),
         ({}, {"LMH_SECURITY": "password", "LMH_NETWORK_PASSWORD": ""}, "is not set"),
         ({}, {"LMH_NETWORK_PASSWORD": " \t"}, "holds nothing but white space"),
-        ({"mode": "keys"}, {}, "'keys' is not known; use 'auto', 'password' or 'open'"),
+        ({"mode": "key"}, {}, "'key' is not known; use 'auto', 'keys', 'password' or 'open'"),
         ({}, {"LMH_INSECURE": "perhaps"}, "LMH_INSECURE is 'perhaps'"),
         ({}, {"LMH_NETWORK": "a/b"}, "the network's name"),
         ({"network": "n" * 300}, {}, "the network's name"),
@@ -139,7 +139,7 @@ def test_the_same_word_gives_the_same_keys_on_every_machine() -> None:
 def test_no_secret_is_in_a_repr() -> None:
     security = Security.resolve(environ=WORD)
     assert security.keys is not None
-    assert "keys" not in repr(security)
+    assert "NetworkKeys" not in repr(security)
     for pair in (security.keys.server, security.keys.client):
         assert pair.secret.decode() not in repr(security.keys)
     assert WORD["LMH_NETWORK_PASSWORD"] not in repr(security) + repr(security.keys)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from labmesh.protocol.codec import Codec
@@ -31,7 +31,6 @@ def call_with(args: list[Any], **kwargs: Any) -> Call:
 
 
 @given(st.lists(NUMBERS, max_size=5))
-@settings(deadline=None, max_examples=100)
 def test_a_call_of_numbers_has_the_frames_that_the_codec_makes(args: list[Any]) -> None:
     call = call_with(args)
     assert encode_plain(call) == Codec(()).encode(call)
@@ -55,7 +54,6 @@ def test_any_other_call_is_left_to_the_codec(call: Call) -> None:
 
 
 @given(VALUES)
-@settings(deadline=None, max_examples=100)
 def test_a_result_is_read_as_the_codec_reads_it_or_not_at_all(value: Any) -> None:
     codec = Codec((Result,))
     frames = codec.encode(Result(id="7", value=value))
