@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Coroutine
 from typing import Any, ClassVar, assert_never
 
-from labmesh.errors import LabmeshError, LinkLost
+from labmesh.access.desk import AccessDesk
 from labmesh.node import Node, seconds
 from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.codec import encode_event, encode_value
@@ -29,16 +30,17 @@ from labmesh.protocol.messages import (
     ListNodes,
     Mark,
     NodeList,
-    NodeRecord,
     PresenceChange,
     Replay,
     Request,
     Status,
+    WatchAccess,
     Welcome,
 )
 from labmesh.protocol.topics import topic
 from labmesh.transport.keys import Security
-from labmesh.transport.link import Link
+from labmesh.transport.permits import Permits
+from labmesh.transport.probing import is_alive
 from labmesh.transport.proxy import Proxy
 from labmesh.transport.service import Answer, Origin, Service
 
@@ -96,6 +98,7 @@ class DirectoryBroker(Node):
         self._sequencer = Sequencer(self.node_id, self.epoch)
         self._directory_moved = asyncio.Event()
         self._proxy = Proxy(self._sockets, xsub, xpub, epoch=self.epoch)
+        self._access = AccessDesk(self._sockets.security)
         self._service = Service(
             self._sockets,
             rpc,
@@ -105,6 +108,7 @@ class DirectoryBroker(Node):
             kind=self.kind,
             epoch=self.epoch,
             handle=self._handle,
+            permits=Permits.of(self._sockets.security, self.node_id),
         )
         self._directory = Directory(
             ttl_s=self._ttl_s, probe_s=_PROBE_S, own_endpoints=self._own_endpoints()
@@ -127,11 +131,14 @@ class DirectoryBroker(Node):
         if hasattr(self, "_proxy"):
             self._proxy.close()
 
-    def _handle(self, request: Request, _body: memoryview | None, origin: Origin) -> Answer:
+    def _handle(
+        self, request: Request, _body: memoryview | None, origin: Origin
+    ) -> Answer | Coroutine[Any, Any, Answer]:
         now = self._wake()
         match request:
             case Hello():
-                self._perform(self._directory.hello(request.node, origin, now))
+                node = self._access.checked(request.node, origin)
+                self._perform(self._directory.hello(node, origin, now))
                 return None
             case Heartbeat():
                 self._perform(self._directory.heartbeat(request.node_id, request.node_epoch, now))
@@ -154,6 +161,8 @@ class DirectoryBroker(Node):
                     request.topic, request.node_epoch, request.first, request.last
                 )
                 return LastEvents(id=request.id, events=events, more=more)
+            case WatchAccess():
+                return self._access.watch(request, origin)
             case GetStatus():
                 return self._status(request.id)
             case _:
@@ -191,30 +200,9 @@ class DirectoryBroker(Node):
         self._proxy.publish(name, encode_event(event), encode_value(value))
 
     async def _probe(self, probe: Probe) -> None:
-        """Ask the owner of an id whether it lives; a port that another one took says no."""
-        record = probe.record
-        endpoint = record.endpoints.get("rpc") or record.endpoints["retrieve"]
-        where = f"{record.kind} {record.node_id}"
-        try:
-            link = Link(self._sockets, endpoint, where=where, target=record.node_id)
-        except LinkLost as exc:
-            # Nobody could be asked: then nobody loses what is his.
-            log.warning("cannot probe %s: %s", where, exc)
-            alive = True
-        else:
-            alive = await self._is_alive(link, record)
+        alive = await is_alive(self._sockets, probe.record, _PROBE_S)
         now = time.monotonic()
         self._perform(self._directory.probe_answered(probe.probe_id, alive, now))
-
-    async def _is_alive(self, link: Link, record: NodeRecord) -> bool:
-        try:
-            await link.wait_up(_PROBE_S)
-            return link.epoch == record.epoch
-        except LabmeshError as exc:
-            log.info("%s does not answer a probe: %s", record.node_id, exc)
-            return False
-        finally:
-            link.close()
 
     async def _expire(self) -> None:
         while True:
@@ -250,6 +238,8 @@ class DirectoryBroker(Node):
             "connections_refused": self._sockets.refused,
             "security": self._sockets.security.mode,
             "insecure": self._sockets.security.insecure,
+            "admits": self._sockets.admits,
+            "events_refused": self._proxy.refused,
             "xsub_port": self.xsub.port,
             "xpub_port": self.xpub.port,
         }

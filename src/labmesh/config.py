@@ -247,9 +247,8 @@ def _word_advice(rule: Any, found: object) -> str:
     """For a key that takes one of a few words (its type is a Literal): the nearest one."""
     if not isinstance(found, str):
         return ""
-    refused: dict[str, str] = (_meta(rule).extra or {}).get("refused", {})
     words = [each for each in get_args(rule.__origin__) if isinstance(each, str)]
-    return refused.get(found) or did_you_mean(found, words)
+    return did_you_mean(found, words)
 
 
 def _rules(kind: type[Struct]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from labmesh.errors import ProtocolError
 from labmesh.protocol.addresses import check_host, parse_bind, parse_connect
 from labmesh.protocol.ids import check_id, shown
 from labmesh.protocol.sizes import parse_size
+from labmesh.protocol.spare import check_spare
 
 __all__ = [
     "BankTable",
@@ -58,6 +59,9 @@ _Connect = Meta(
     description='an address such as "tcp://BROKER:5750"', extra={"check": _check_connect}
 )
 _Host = Meta(description='a host such as "192.168.1.10"', extra={"check": check_host})
+_Spare = Meta(
+    description='a host such as "lab-pc2" or "lab-pc2:5750"', extra={"check": check_spare}
+)
 _Name = Meta(description='a name such as "labmesh"', extra={"check": check_id})
 _RelayId = Meta(description='an id such as "Inst-0"', extra={"check": check_id})
 _Driver = Meta(description='text such as "module:Class"', extra={"check": _check_driver})
@@ -72,10 +76,8 @@ _Count = Meta(ge=1, le=10**9, description="a whole number from 1 on")
 _NamePattern = Meta(
     min_length=1, max_length=256, description='a name or a pattern such as "Inst-*"'
 )
-_Mode = Meta(
-    description='"auto", "password" or "open"',
-    extra={"refused": {"keys": 'mode "keys" is not available yet in this version'}},
-)
+_Mode = Meta(description='"auto", "keys", "password" or "open"')
+_PasswordRole = Meta(description='"viewer", "operator" or "admin"')
 _Publish = Meta(description='"poll" (each state) or "change" (each that differs)')
 _LogLevel = Meta(description='"debug", "info", "warning", "error" or "off"')
 _Switch = Meta(description="true or false")
@@ -98,6 +100,8 @@ class BrokerTable(Struct, frozen=True, kw_only=True):
     ttl_seconds: Annotated[float, _Seconds] = 30.0
     #: replaces ``BROKER`` in the other tables
     address: Annotated[str, _Host] = "127.0.0.1"
+    #: the spare broker, with the port of its requests where that is another one; empty: none
+    spare: Annotated[str, _Spare] = ""
 
 
 class RelayTable(Struct, frozen=True, kw_only=True):
@@ -181,10 +185,14 @@ class ClientTable(Struct, frozen=True, kw_only=True):
 class SecurityTable(Struct, frozen=True, kw_only=True):
     """``[security]``: who may connect. The password itself is never in a file."""
 
-    mode: Annotated[Literal["auto", "password", "open"], _Mode] = "auto"
+    mode: Annotated[Literal["auto", "keys", "password", "open"], _Mode] = "auto"
     #: networks of other names share nothing, even with the same password
     network: Annotated[str, _Name] = "labmesh"
     insecure: Annotated[bool, _Switch] = False
+    #: the folder of this network's keys; None: in the user's folder of configurations
+    keys_dir: Annotated[str, _Folder] | None = None
+    #: what who knows the password may do at the nodes of this file
+    password_role: Annotated[Literal["viewer", "operator", "admin"], _PasswordRole] = "operator"
 
 
 class RelayEntry(Struct, frozen=True, kw_only=True):

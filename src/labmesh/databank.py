@@ -33,6 +33,7 @@ from labmesh.protocol.upload import UploadLimits
 from labmesh.storage.base import BlobStore, Catalog
 from labmesh.storage.filesystem import open_folder
 from labmesh.transport.keys import Security
+from labmesh.transport.permits import Permits
 from labmesh.transport.service import Answer, Origin, Service
 
 __all__ = ["DataBank"]
@@ -61,6 +62,7 @@ class DataBank(Member):
     :param broker_xsub: the broker's address for publishers.
     :param bank_id: the id on the network.
     :param heartbeat_sec: seconds between heartbeats to the broker.
+    :param spare_broker: the spare broker's address: ``host``, or ``host:port`` of its requests.
     :param broker_address: the host that ``BROKER`` stands for in the addresses.
     :param local_address: the host to advertise when bound on every interface.
     :param store: where the bytes go, and :param catalog: where the records go, instead of
@@ -101,6 +103,7 @@ class DataBank(Member):
         retention: Sequence[Rule] = (),
         log_level: str | int | None = "INFO",
         security: Security | None = None,
+        spare_broker: str | None = None,
     ) -> None:
         super().__init__(
             bank_id,
@@ -111,6 +114,7 @@ class DataBank(Member):
             heartbeat_s=heartbeat_sec,
             log_level=log_level,
             security=security,
+            spare_broker=spare_broker,
         )
         if (store is None) != (catalog is None):
             raise ValueError("a store and a catalog go together: give both, or neither")
@@ -215,6 +219,7 @@ class DataBank(Member):
             epoch=self.epoch,
             handle=handle,
             max_pending=max_pending,
+            permits=Permits.of(self._sockets.security, self.node_id),
         )
 
     async def _leave(self) -> None:

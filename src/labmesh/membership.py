@@ -1,37 +1,24 @@
-"""Nodes that register with the broker: relays and banks."""
+"""Nodes that register with the broker, and with the spare: relays and banks."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import random
 import socket
 import time
 from typing import Any, ClassVar, Literal
 
-from labmesh.errors import (
-    AuthenticationError,
-    Conflict,
-    Forbidden,
-    LabmeshError,
-    NotFound,
-    ProtocolError,
-)
+from labmesh.access.watching import fetch_allow_list, watch_allow_list
+from labmesh.errors import AuthenticationError, Conflict, Forbidden, LabmeshError, ProtocolError
 from labmesh.events.log_stream import LogStream
 from labmesh.events.log_stream import log_level as level_number
 from labmesh.node import Node, seconds
 from labmesh.protocol.addresses import Address, advertised, check_host, is_loopback, parse_connect
-from labmesh.protocol.messages import (
-    Done,
-    Epoch,
-    Goodbye,
-    Heartbeat,
-    Hello,
-    NodeId,
-    NodeRecord,
-    Welcome,
-)
+from labmesh.protocol.messages import Epoch, NodeId, NodeRecord
+from labmesh.protocol.spare import spare_rpc
+from labmesh.registration import Registration
 from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
 from labmesh.transport.publisher import Publisher
@@ -41,24 +28,23 @@ __all__ = ["Member"]
 
 log = logging.getLogger(__name__)
 
-_RETRY_S, _RETRY_MAX_S = 0.1, 2.0
-_REQUEST_S = 2.0
-_GOODBYE_S = 1.0
-#: The log says once in so long why there is no broker.
-_PATIENCE_S = 5.0
+#: A first broker that is not reached for so long is not waited for, where the spare answers.
+_FIRST_S = 1.0
 
 
 class Member(Node):
     """A node that is listed by the broker while it lives.
 
     It binds first, then registers, then keeps the registration alive by heartbeats. While the
-    broker is away it serves whoever knows it, and tries again for ever.
+    broker is away it serves whoever knows it, and tries again for ever. Where there is a spare
+    broker it does the same there, and publishes to both.
 
     :param broker_rpc: the broker's request address; its host may be ``BROKER``.
     :param broker_events: the address of the broker's XSUB socket; its host may be ``BROKER``.
     :param broker_address: the host that ``BROKER`` stands for.
     :param local_address: the host to advertise when the node is bound to every interface.
     :param heartbeat_s: seconds between heartbeats.
+    :param spare_broker: where the spare is; None: there is none.
     :param log_level: what is logged from this level on is published; None: nothing.
     """
 
@@ -75,27 +61,36 @@ class Member(Node):
         heartbeat_s: float,
         log_level: str | int | None,
         security: Security | None,
+        spare_broker: str | None = None,
     ) -> None:
         super().__init__(node_id, security=security)
         self._broker_rpc = str(parse_connect(broker_rpc, broker_address))
         self._broker_events = str(parse_connect(broker_events, broker_address))
-        self._broker_host = parse_connect(broker_rpc, broker_address).host
+        self._spare_rpc = spare_rpc(spare_broker or "", self._broker_rpc)
+        self._broker_host = parse_connect(self._broker_rpc).host
+        if self._spare_rpc and is_loopback(self._broker_host):
+            self._broker_host = parse_connect(self._spare_rpc).host
         self._local_address = check_host(local_address, "local_address")
         self._own_host: str | None = None
         self._host_told = ""
         self._heartbeat_s = seconds(heartbeat_s, "the heartbeat")
         self._log_level = None if log_level is None else level_number(log_level)
         self._log_stream: LogStream | None = None
-        self._broker: Link | None = None
         self._publisher: Publisher | None = None
-        self._registered_with = ""
-        self._heartbeat_at: float | None = None
-        self._link_changed = asyncio.Event()
+        #: with the first broker, then with the spare, while the node is up
+        self._registrations: list[Registration] = []
+        self._registering: list[asyncio.Task[None]] = []
 
     @property
     def registered(self) -> bool:
-        """The broker lists this node, as far as is known here."""
-        return self._broker is not None and self._broker.up and bool(self._registered_with)
+        """A broker lists this node, as far as is known here."""
+        return any(each.registered for each in self._registrations)
+
+    @property
+    def _broker(self) -> Link | None:
+        """The link to a broker that answers, or that is waited for; None: the node is not up."""
+        links = [each.link for each in self._registrations]
+        return next((each for each in links if each.up), links[0] if links else None)
 
     @property
     def endpoints(self) -> dict[str, str]:
@@ -116,15 +111,73 @@ class Member(Node):
             self._log_stream = LogStream(self.node_id, self._publish_line, self._log_level)
             self._log_stream.open()
         await self._find_own_host()
-        self._registered_with, self._heartbeat_at = "", None
-        self._link_changed = asyncio.Event()
-        self._broker = Link(
+        first = self._registration(self._broker_rpc, "the broker", self._broker_events)
+        self._registrations = [first]
+        if self._spare_rpc:
+            spare = self._registration(self._spare_rpc, "the spare broker", "")
+            self._registrations.append(spare)
+        self._registering = [
+            self._spawn(each.run(), f"registration with {each.link.where}")
+            for each in self._registrations
+        ]
+        guard = self._sockets.security.guard
+        self._spawn(watch_allow_list(guard, lambda: self._broker), "allow-list")
+
+    async def _prepare(self) -> None:
+        await fetch_allow_list(self._sockets.security.guard, self._broker)
+        await self._find_own_host()
+
+    def _registration(self, broker: str, where: str, events: str) -> Registration:
+        return Registration(
             self._sockets,
-            self._broker_rpc,
-            where="the broker",
-            on_change=self._link_changed.set,
+            broker,
+            where=where,
+            events=events,
+            record=self._record,
+            prepare=self._prepare,
+            on_welcome=self._welcomed,
+            on_beat=self._beats,
+            # The word of the first one counts; and once the node serves, no answer ends it.
+            is_final=lambda exc: events != "" and _is_final(exc) and not self._is_ready.is_set(),
+            heartbeat_s=self._heartbeat_s,
         )
-        self._registration = self._spawn(self._keep_registered(self._broker), "registration")
+
+    def _welcomed(self, registration: Registration) -> None:
+        """A broker lists this node now. Before, the id may be another node's."""
+        if self._publisher is None:
+            self._publisher = Publisher(
+                self._sockets,
+                registration.events,
+                node_id=self.node_id,
+                epoch=self.epoch,
+                on_up=self._heard_again,
+            )
+        else:
+            self._publisher.publish_to(registration.events, registration.former_events)
+        if registration is self._registrations[0]:
+            self._set_ready()
+        elif not self._is_ready.is_set():
+            self._spawn(self._ready_without_first(), "readiness")
+
+    async def _ready_without_first(self) -> None:
+        """The spare lists this node. What the first one says counts, as long as it is there."""
+        first = self._registrations[0]
+        while not self._is_ready.is_set():
+            try:
+                await first.link.wait_up(_FIRST_S)
+            except AuthenticationError:
+                return
+            except LabmeshError:
+                self._set_ready()
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_FIRST_S):
+                        await self._is_ready.wait()
+
+    def _beats(self, registration: Registration) -> None:
+        leading = next((each for each in self._registrations if each.registered), None)
+        if self._publisher is not None and registration is leading:
+            self._publisher.publish_tail()
 
     def _events_up(self) -> None:
         """The broker takes events (again)."""
@@ -177,18 +230,11 @@ class Member(Node):
             self._own_host = host if host is not None and not is_loopback(host) else self._own_host
 
     async def _leave(self) -> None:
-        if self._broker is None:
-            return
         # A hello that is on its way would bring the node back; the goodbye ends that one as well.
-        self._registration.cancel()
-        await asyncio.gather(self._registration, return_exceptions=True)
-        if not self._broker.up:
-            return
-        goodbye = Goodbye(id="-", node_id=self._record().node_id, node_epoch=self._record().epoch)
-        try:
-            await self._broker.request(goodbye, Done, timeout=_GOODBYE_S)
-        except LabmeshError as exc:
-            log.info("%s could not say goodbye: %s", self.node_id, exc)
+        for each in self._registering:
+            each.cancel()
+        await asyncio.gather(*self._registering, return_exceptions=True)
+        await asyncio.gather(*(each.say_goodbye() for each in self._registrations))
 
     async def _close(self) -> None:
         if self._log_stream is not None:
@@ -196,9 +242,10 @@ class Member(Node):
             self._log_stream = None
         if self._publisher is not None:
             self._publisher.close()
-        if self._broker is not None:
-            self._broker.close()
-        self._publisher = self._broker = None
+        for each in self._registrations:
+            each.close()
+        self._publisher = None
+        self._registrations, self._registering = [], []
 
     def _record(self) -> NodeRecord:
         return NodeRecord(
@@ -213,82 +260,28 @@ class Member(Node):
             heartbeat_s=self._heartbeat_s,
         )
 
-    async def _keep_registered(self, broker: Link) -> None:
-        retry_s = _RETRY_S
-        said: set[str] = set()
-        while True:
-            try:
-                await self._register(broker)
-                retry_s = _RETRY_S
-                said.clear()
-                await self._beat(broker)
-            except LabmeshError as exc:
-                # Once it serves, no answer of a broker ends it.
-                if _is_final(exc) and not self._is_ready.is_set():
-                    raise
-                self._complain(exc, said)
-            self._link_changed.clear()
-            await self._wait(retry_s * random.uniform(0.5, 1.0))
-            retry_s = min(2 * retry_s, _RETRY_MAX_S)
-
-    async def _register(self, broker: Link) -> None:
-        await broker.wait_up(_PATIENCE_S)
-        await self._find_own_host()
-        hello = Hello(id="-", node=self._record())
-        welcome = await broker.request(hello, Welcome, timeout=_REQUEST_S)
-        if self._registered_with != welcome.broker_epoch:
-            log.info("%s is registered with the broker at %s", self.node_id, self._broker_rpc)
-        self._registered_with = welcome.broker_epoch
-        self._heartbeat_at = time.monotonic()
-        if self._publisher is None:
-            # Not before: until the broker has said so, the id may be another node's.
-            self._publisher = Publisher(
-                self._sockets,
-                self._broker_events,
-                node_id=self.node_id,
-                epoch=self.epoch,
-                on_up=self._heard_again,
-            )
-        self._set_ready()
-
-    async def _beat(self, broker: Link) -> None:
-        """Heartbeats until the broker no longer knows this node, or the link broke."""
-        record = self._record()
-        beat = Heartbeat(id="-", node_id=record.node_id, node_epoch=record.epoch)
-        while broker.up and broker.epoch == self._registered_with:
-            self._link_changed.clear()
-            await self._wait(self._heartbeat_s)
-            if not broker.up or broker.epoch != self._registered_with:
-                return
-            if self._publisher is not None:
-                self._publisher.publish_tail()
-            try:
-                await broker.request(beat, Welcome, timeout=min(_REQUEST_S, self._heartbeat_s))
-            except NotFound:
-                return
-            self._heartbeat_at = time.monotonic()
-
-    async def _wait(self, seconds: float) -> None:
-        """Sleep, but not beyond a change of the link."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._link_changed.wait()
-        except TimeoutError:
-            return
-
-    def _complain(self, exc: LabmeshError, said: set[str]) -> None:
-        """Say it once, not with every retry; two reasons may take turns."""
-        if str(exc) not in said:
-            said.add(str(exc))
-            log.warning("%s is not registered: %s; trying on", self.node_id, exc)
-
     def _member_facts(self) -> dict[str, Any]:
         """What every member tells about its registration (ages in seconds)."""
-        now = time.monotonic()
-        return {
+        beats = [each.heartbeat_at for each in self._registrations if each.heartbeat_at is not None]
+        facts: dict[str, Any] = {
             "registered": self.registered,
-            "heartbeat_age_s": None if self._heartbeat_at is None else now - self._heartbeat_at,
+            "heartbeat_age_s": time.monotonic() - max(beats) if beats else None,
             "events_up": self._publisher is not None and self._publisher.up,
+            "admits": self._sockets.admits,
+        }
+        if self._spare_rpc:
+            facts |= {
+                "brokers": [self._facts_at(each) for each in self._registrations],
+            }
+        return facts
+
+    def _facts_at(self, broker: Registration) -> dict[str, Any]:
+        publisher = self._publisher
+        is_up = publisher is not None and publisher.is_up_at(broker.events)
+        return {
+            "address": broker.link.endpoint,
+            "registered": broker.registered,
+            "events_up": is_up,
         }
 
 

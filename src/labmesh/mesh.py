@@ -25,6 +25,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from msgspec.structs import asdict
+
 from labmesh.blocking.background import BackgroundLoop
 from labmesh.blocking.bank import Bank, Record
 from labmesh.blocking.cards import (
@@ -78,8 +80,10 @@ def connect(
     """Connect to a mesh.
 
     Which broker: ``address``; else the ``[client]`` table of the file ``config``; else the variable
-    ``LMH_BROKER``; else a ``labmesh.toml`` in the current folder; else ``localhost:5750``. The
-    first that is given is the one that is tried, and no other.
+    ``LMH_BROKER``; else a ``labmesh.toml`` in the current folder; else the network that this
+    computer has joined (``labmesh keys join``); else ``localhost:5750``. The
+    first that is given is the one that is tried, and no other. Its spare, if it has one, is what
+    ``[broker] spare`` of that file says, or the variable ``LMH_SPARE``.
 
     :param address: ``host``, ``host:port``, ``[v6]:port`` or ``tcp://host:port``.
     :param timeout: seconds to wait for the broker.
@@ -96,6 +100,7 @@ def connect(
     client = DirectorClientAgent(
         broker_rpc=candidate.rpc,
         broker_xpub=candidate.xpub if _gives_event_port(settings) else None,
+        spare_broker=candidate.spare,
         call_limit=settings.client.call_limit,
         security=security or _security(settings),
     )
@@ -156,7 +161,7 @@ def _gives_event_port(settings: Config) -> bool:
 
 def _security(settings: Config) -> Security:
     table = settings.security
-    return Security.resolve(mode=table.mode, network=table.network, insecure=table.insecure)
+    return Security.resolve(**asdict(table))
 
 
 def _tried(candidate: BrokerCandidate) -> str:
@@ -165,7 +170,8 @@ def _tried(candidate: BrokerCandidate) -> str:
         return f"(Tried {candidate.rpc}, from {candidate.source}.)"
     return (
         f"(Tried {candidate.rpc}, the default: no address was given, {BROKER_VARIABLE} is not set, "
-        f"and there is no {CONFIG_NAME} in {Path.cwd()}.)"
+        f"there is no {CONFIG_NAME} in {Path.cwd()}, and this computer has joined no network with "
+        "'labmesh keys join'.)"
     )
 
 
@@ -182,13 +188,22 @@ class MeshStatus:
     #: ``password`` or ``open``
     security: str
     facts: Mapping[str, Any]
+    #: the other one of two brokers, and whether it answers; empty: there is no other
+    other_broker: str = ""
+    other_broker_up: bool = False
 
     def __repr__(self) -> str:
         return (
             f"broker at {self.broker}: up for {duration(self.uptime_s)}, last message "
             f"{ago(self.link_age_s)}, security {plain(self.security, 40)}, "
-            f"{count(self.relays, 'relay')}, {count(self.banks, 'bank')}"
+            f"{count(self.relays, 'relay')}, {count(self.banks, 'bank')}{self._other()}"
         )
+
+    def _other(self) -> str:
+        if not self.other_broker:
+            return ""
+        does = "answers" if self.other_broker_up else "does NOT answer"
+        return f"; the other broker at {self.other_broker} {does}"
 
 
 class Mesh(News):
@@ -309,6 +324,7 @@ class Mesh(News):
         client = self._session.client
         status = self._session.run(client.broker_status())
         health, facts = client.health(), status.facts
+        others = [each for each in client.brokers if each.endpoint != health.endpoint]
         return MeshStatus(
             broker=health.endpoint,
             link_age_s=_age_s(health.heard_at) or 0.0,
@@ -317,6 +333,8 @@ class Mesh(News):
             banks=len(self.banks),
             security=str(facts.get("security", "?")),
             facts=facts,
+            other_broker=others[0].endpoint if others else "",
+            other_broker_up=bool(others) and others[0].up,
         )
 
     @property

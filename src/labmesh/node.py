@@ -12,13 +12,15 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, ClassVar, Self, TypeVar
 
+from labmesh.access.guard import guard_of
 from labmesh.errors import Stopping
 from labmesh.events.log_stream import owner
 from labmesh.protocol.ids import check_id
 from labmesh.transport.keys import Security
 from labmesh.transport.sockets import Sockets
+from labmesh.transport.watchdog import watch_authenticator
 
-__all__ = ["Node", "seconds"]
+__all__ = ["Node", "in_words", "seconds", "security_of_node"]
 
 log = logging.getLogger(__name__)
 
@@ -74,20 +76,24 @@ class Node:
         :raises Conflict: a port is taken.
         :raises ConfigError: an address or the security settings cannot be used.
         """
-        security = self._security or Security.resolve()
+        security = security_of_node(self._security, self.kind, self.node_id)
         self._begin()
         self._sockets = Sockets(security, self.node_id)
+        if security.guard is not None:
+            security.guard.open()
         # Tasks and callbacks that are made here take it along: what they log is this node's.
         token = owner.set(self.node_id)
         try:
             await self._open()
+            if self._sockets.is_server:
+                self._spawn(watch_authenticator(self._sockets), "authenticator")
         except BaseException as exc:
             self._failure = exc
             await self.stop()
             raise
         finally:
             owner.reset(token)
-        log.info("%s %s is up (%s)", self.kind, self.node_id, security.mode)
+        log.info("%s %s is up (%s)", self.kind, self.node_id, in_words(security))
 
     async def stop(self) -> None:
         """End gracefully, within about 5 s: say goodbye, end tasks, then sockets. Twice is fine.
@@ -170,6 +176,12 @@ class Node:
     # ── for the kinds of node ───────────────────────────────────────────────────────────────────
 
     @property
+    def fingerprint(self) -> str:
+        """Of this node's own key; empty where it has none. (Start it first.)"""
+        guard = self._sockets.security.guard
+        return "" if guard is None else guard.identity.fingerprint
+
+    @property
     def uptime_s(self) -> float:
         """Seconds since start."""
         return 0.0 if self._started_at is None else time.monotonic() - self._started_at
@@ -197,6 +209,8 @@ class Node:
                 try:
                     await self._close()
                 finally:
+                    if (guard := self._sockets.security.guard) is not None:
+                        guard.close()
                     self._sockets.close_all()
                     self._ended.set()
                     self._is_ready.set()
@@ -286,6 +300,21 @@ class Node:
         log.info("%s %s: SIGTERM, stopping", self.kind, self.node_id)
         self._terminated = True
         self._ended.set()
+
+
+def security_of_node(security: Security | None, kind: str, node_id: str) -> Security:
+    """How a node is secured, with its own key where it has one; None: by the environment.
+
+    :raises ConfigError: the settings or the key cannot be used.
+    """
+    return (security or Security.resolve()).for_node(kind, node_id, guard_of)
+
+
+def in_words(security: Security) -> str:
+    """The mode, and the fingerprint of the node's own key."""
+    if security.guard is None:
+        return security.mode
+    return f"{security.mode}, fingerprint {security.guard.identity.fingerprint}"
 
 
 def seconds(value: object, what: str) -> float:

@@ -25,15 +25,13 @@ from labmesh.protocol.messages import (
     Describe,
     Description,
     GetStatus,
-    ListNodes,
-    NodeList,
-    NodeRecord,
     Request,
     Status,
 )
 from labmesh.protocol.open_call import OpenCall
 from labmesh.protocol.sizes import parse_size
 from labmesh.provenance import driver_facts, plain_facts, sender_facts
+from labmesh.serving.banks import ListedBanks
 from labmesh.serving.calls import CallDesk
 from labmesh.serving.states import ON_CHANGE, WHEN_POLLED, StateStream
 from labmesh.serving.uploading import RelayUploads
@@ -41,6 +39,7 @@ from labmesh.storage.spool import Spool
 from labmesh.transfer import Progress, UploadSettings, upload_dataset
 from labmesh.transport.answering import Answer, Origin
 from labmesh.transport.keys import Security
+from labmesh.transport.permits import Permits
 from labmesh.transport.shared import SharedService
 
 __all__ = ["RelayAgent", "upload_dataset"]
@@ -49,7 +48,6 @@ log = logging.getLogger(__name__)
 
 _FINISH_S = 3.5
 _READ_S = 0.05
-_DIRECTORY_S = 5.0
 #: What a dataset keeps of the state of its driver.
 _STATE_BYTES = 16 * 2**10
 
@@ -70,6 +68,7 @@ class RelayAgent(Member):
     :param broker_address: the host that ``BROKER`` stands for in the addresses.
     :param state_interval: seconds between two states.
     :param heartbeat_seconds: seconds between heartbeats to the broker.
+    :param spare_broker: the spare broker's address: ``host``, or ``host:port`` of its requests.
     :param upload_timeout: seconds that one step of an upload may take.
     :param upload_retries: how often a broken upload is resumed.
     :param upload_chunk: bytes that an upload sends at a time (the bank may ask for fewer).
@@ -118,6 +117,7 @@ class RelayAgent(Member):
         keep_alive: float = 10.0,
         log_level: str | int | None = "INFO",
         security: Security | None = None,
+        spare_broker: str | None = None,
     ) -> None:
         super().__init__(
             relay_id,
@@ -128,6 +128,7 @@ class RelayAgent(Member):
             heartbeat_s=heartbeat_seconds,
             log_level=log_level,
             security=security,
+            spare_broker=spare_broker,
         )
         self._state_interval_s = seconds(state_interval, "state_interval")
         if publish not in (WHEN_POLLED, ON_CHANGE):
@@ -246,13 +247,12 @@ class RelayAgent(Member):
     async def _open(self) -> None:
         if hasattr(self, "_service"):
             del self._service  # of the start before
-        self._known_banks: list[NodeRecord] = []
         if self._spool_dir is not None:
             self._spool = await asyncio.to_thread(Spool, self._spool_dir, self._spool_bytes)
         self._uploads = RelayUploads(
             self.node_id,
             self._sockets,
-            self._banks,
+            ListedBanks(self.node_id, lambda: self._broker),
             settings=self._upload_settings,
             provenance=self._provenance,
             lend=self._lend,
@@ -283,7 +283,14 @@ class RelayAgent(Member):
             kind=self.kind,
             epoch=self.epoch,
             handle=self._handle,
+            handle_call=self._desk.take,
             lock=self._desk.lock,
+            permits=Permits.of(
+                self._sockets.security,
+                self.node_id,
+                relay=self.node_id,
+                only_reads=self._table.only_reads,
+            ),
         )
         self._desk.worker.uploader = self._uploads.upload_from_thread
         self._desk.worker.publisher = self.publish_from_thread
@@ -402,13 +409,3 @@ class RelayAgent(Member):
             call = {"id": opened.id, "method": opened.method, "user": opened.origin.user}
         facts = {"relay": relay, "lease": plain_facts(lease, _STATE_BYTES), "call": call}
         return sender_facts() | {key: each for key, each in facts.items() if each is not None}
-
-    async def _banks(self) -> list[NodeRecord]:
-        """The banks of the directory; while the broker is away, those that it listed last."""
-        broker = self._broker
-        if broker is None:
-            raise Stopping(f"{self.node_id} is not running: it cannot upload")
-        if broker.up or not self._known_banks:
-            answer = await broker.request(ListNodes(id="-"), NodeList, timeout=_DIRECTORY_S)
-            self._known_banks = [each for each in answer.nodes if each.kind == "bank"]
-        return self._known_banks

@@ -103,7 +103,7 @@ class LocalMesh:
     :param state_interval: seconds between two states.
     :param heartbeat_seconds: seconds between the heartbeats of a node.
     :param ttl_seconds: a node that was not heard for so long leaves the directory.
-    :param security: by default what the environment says.
+    :param security: by default what the environment says; no keys of this machine's.
     """
 
     def __init__(
@@ -188,6 +188,8 @@ class LocalMesh:
     # ── inside ──────────────────────────────────────────────────────────────────────────────────
 
     async def _start(self) -> None:
+        if self._security is None:
+            self._security = Security.resolve().without_keys()
         if not self._in_memory:
             self._folder = self._data_dir or self._temporary_folder()
         broker = self._broker(_ANYWHERE, _ANYWHERE, _ANYWHERE)
@@ -265,8 +267,9 @@ def demo(relays: Mapping[str, object] | None = None, *, state_interval: float = 
     :param state_interval: seconds between two states.
     """
     drivers: Mapping[str, object] = relays if relays is not None else _simulated()
-    local = LocalMesh(drivers, state_interval=state_interval)
-    return connect_within(local, lambda: local.address)
+    security = Security.resolve().without_keys()
+    local = LocalMesh(drivers, state_interval=state_interval, security=security)
+    return connect_within(local, lambda: local.address, security=security)
 
 
 def _simulated() -> dict[str, object]:

@@ -18,9 +18,12 @@ from labmesh.cli import (
     data_transfers,
     datasets,
     instrument_commands,
+    keys,
+    keys_pairing,
     logs,
     mesh_commands,
     nodes,
+    password,
 )
 from labmesh.cli.demo import demo
 from labmesh.cli.doctor import doctor
@@ -98,11 +101,39 @@ def _build() -> App:
     root.command(nodes.broker, group=run)
     root.command(nodes.bank, group=run)
     root.command(nodes.relay, group=run)
+    root.command(_keys(look))
+    passwords = App(
+        name="password",
+        help="The password of a network: a new one.",
+        group=look,
+        help_format="plaintext",
+    )
+    passwords.command(password.new, name="new")
+    root.command(passwords)
     root.command(doctor, group=look)
     root.register_install_completion_command(
         help="Install completion of commands and options for this shell."
     )
     return root
+
+
+def _keys(group: Group) -> App:
+    commands = App(
+        name="keys",
+        help="Keys of nodes and people: make, admit, list, revoke, replace, check.",
+        group=group,
+        help_format="plaintext",
+    )
+    commands.command(keys.init, name="init")
+    commands.command(keys_pairing.invite, name="invite")
+    commands.command(keys_pairing.join, name="join")
+    commands.command(keys.new, name="new")
+    commands.command(keys.list_, name="list")
+    commands.command(keys.show, name="show")
+    commands.command(keys.revoke, name="revoke")
+    commands.command(keys.rotate, name="rotate")
+    commands.command(keys.check, name="check")
+    return commands
 
 
 app = _build()

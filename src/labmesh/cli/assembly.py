@@ -9,17 +9,20 @@ from msgspec.structs import replace
 from labmesh.broker import DirectoryBroker
 from labmesh.config import Config, RelayEntry, RetentionEntry
 from labmesh.databank import DataBank
+from labmesh.discovery import DEFAULT_PORT
 from labmesh.errors import ConfigError
 from labmesh.instruments.loading import load_driver
 from labmesh.protocol.addresses import Address, is_loopback, parse_bind, parse_connect
 from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.retention import Rule
 from labmesh.protocol.sizes import parse_size
+from labmesh.protocol.spare import shifted, spare_rpc
 from labmesh.relay import RelayAgent
 from labmesh.transfer import UploadSettings
 from labmesh.transport.keys import Security
 
 __all__ = [
+    "as_spare",
     "at_broker",
     "beside",
     "binds",
@@ -58,6 +61,36 @@ def make_broker(config: Config, security: Security | None = None) -> DirectoryBr
     )
 
 
+def as_spare(config: Config) -> Config:
+    """The same with the ports of the spare broker, and its host as that of the broker.
+
+    :raises ConfigError: the file names no spare.
+    """
+    table = config.broker
+    rpc = str(Address(table.address, parse_bind(table.rpc_bind).port or DEFAULT_PORT))
+    spare = spare_rpc(table.spare, rpc)
+    if not spare:
+        raise ConfigError(
+            f"{config.path or 'labmesh.toml'}: [broker] spare names no spare broker; write its "
+            'host there, such as spare = "lab-pc2"'
+        )
+    place = parse_connect(spare)
+    by = place.port - parse_connect(rpc).port
+
+    def moved(bind: str) -> str:
+        return str(shifted(parse_bind(bind), by))
+
+    broker = replace(
+        table,
+        rpc_bind=moved(table.rpc_bind),
+        xsub_bind=moved(table.xsub_bind),
+        xpub_bind=moved(table.xpub_bind),
+        address=place.host,
+        spare="",
+    )
+    return replace(config, broker=broker)
+
+
 def make_bank(
     config: Config, security: Security | None = None, *, bank_id: str = "bank-0"
 ) -> DataBank:
@@ -80,6 +113,7 @@ def make_bank(
         retention=[_rule(each) for each in table.retention],
         log_level=_level(table.log_level),
         security=security,
+        spare_broker=config.broker.spare,
     )
 
 
@@ -128,6 +162,7 @@ def make_relay(
             read_only=entry.read_only,
             require_lease=entry.require_lease,
             security=security,
+            spare_broker=config.broker.spare,
         )
     except ConfigError as exc:
         raise ConfigError(f"relay {entry.id}: {exc}", **exc.detail) from exc
@@ -221,8 +256,10 @@ def beside(config: Config, broker: DirectoryBroker) -> Config:
         return str(Address(parse_connect(written, host).host, port))
 
     relay, bank = config.relay, config.bank
+    spare = spare_rpc(config.broker.spare, str(parse_connect(relay.broker_rpc, host)))
     return replace(
         config,
+        broker=replace(config.broker, spare=spare),
         relay=replace(
             relay,
             broker_rpc=moved(relay.broker_rpc, broker.rpc.port),

@@ -81,7 +81,7 @@ class _Tour:
     @asynccontextmanager
     async def _mesh(self, folder: Path) -> AsyncIterator[DirectorClientAgent]:
         began = time.perf_counter()
-        security = Security.resolve()
+        security = Security.resolve().without_keys()
         mesh = LocalMesh(_config(folder), security)
         async with AsyncExitStack() as stack:
             nodes = [await stack.enter_async_context(make()) for make in mesh.factories]

@@ -116,6 +116,8 @@ async def _mesh(options: ClientOptions) -> AsyncIterator[Finding]:
     try:
         async with connected(options) as client:
             yield await _broker(client)
+            for finding in await _other_broker(client):
+                yield finding
             nodes = await client.list_nodes()
             if not nodes:
                 advice = "start one: labmesh relay module:Class, labmesh bank, or labmesh up"
@@ -144,10 +146,31 @@ async def _broker(client: DirectorClientAgent) -> Finding:
     return Finding(
         OK,
         "broker",
-        f"{client.broker_rpc} answers in {age(seconds)}, up for {age(status.uptime_s)}: "
+        f"{client.health().endpoint} answers in {age(seconds)}, up for {age(status.uptime_s)}: "
         f"{facts.get('relays')} relays, {facts.get('banks')} banks, security "
         f"{facts.get('security')}",
     )
+
+
+async def _other_broker(client: DirectorClientAgent) -> list[Finding]:
+    """Where there are two brokers: does the one answer that is not followed?"""
+    brokers = client.brokers
+    if len(brokers) == 1:
+        return []
+    followed = client.health().endpoint
+    (other,) = (each for each in brokers if each.endpoint != followed)
+    name = "spare broker" if other.endpoint == client.spare_rpc else "first broker"
+    try:
+        await client.wait_for_broker(other.endpoint, _PING_S)
+    except LabmeshError as exc:
+        advice = (
+            "start it (labmesh broker --spare)"
+            if name == "spare broker"
+            else "start it again (labmesh broker); the clients stay with the spare meanwhile"
+        )
+        text = f"{other.endpoint} does not answer, {followed} is followed: {exc}"
+        return [Finding(WARN, name, text, advice)]
+    return [Finding(OK, name, f"{other.endpoint} answers; {followed} is followed")]
 
 
 async def _node(client: DirectorClientAgent, record: NodeRecord) -> Finding:

@@ -19,7 +19,7 @@ from labmesh.cli.outcomes import DONE
 from labmesh.cli.output import age, one_line, shown_state, size
 from labmesh.cli.running import connected, run
 from labmesh.client import DirectorClientAgent
-from labmesh.errors import ConfigError, LinkLost
+from labmesh.errors import ConfigError, LabmeshError, LinkLost
 from labmesh.events.healing import Gap
 from labmesh.events.reading import Reading
 from labmesh.protocol.messages import NodeRecord
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 _OPTIONS = ClientOptions()
 #: The last states are waited for so long.
 _STATES_S = 2.0
+_OTHER_BROKER_S = 0.5
 _OLD_S = 5.0
 _LOOK_S = 0.25
 _WAITING_LINES = 100
@@ -69,10 +70,29 @@ async def _ls(options: ClientOptions, *, watch: bool) -> int:
             client.on_presence(changes.put)
         nodes = await client.list_nodes()
         readings = await _last_readings(client, nodes)
-        _print_nodes(options, nodes, readings, client.broker_rpc)
+        brokers = await _brokers(options, client)
+        _print_nodes(options, nodes, readings, brokers)
         while watch:
             _print_change(options, await changes.get())
     return DONE
+
+
+async def _brokers(options: ClientOptions, client: DirectorClientAgent) -> list[dict[str, Any]]:
+    """The broker that is followed, then the other one; where that is silent, it is said."""
+    followed = client.health().endpoint
+    brokers = [{"address": followed, "up": True}]
+    for each in client.brokers:
+        if each.endpoint == followed:
+            continue
+        is_up = True
+        try:
+            await client.wait_for_broker(each.endpoint, _OTHER_BROKER_S)
+        except LabmeshError as exc:
+            is_up = False
+            which = "spare broker" if each.endpoint == client.spare_rpc else "first broker"
+            options.out.say(f"The {which} does not answer; this is from {followed}. ({exc})")
+        brokers.append({"address": each.endpoint, "up": is_up})
+    return brokers
 
 
 def _print_change(options: ClientOptions, change: dict[str, Any]) -> None:
@@ -91,8 +111,9 @@ def _print_nodes(
     options: ClientOptions,
     nodes: Sequence[NodeRecord],
     readings: dict[str, Reading],
-    place: str,
+    brokers: Sequence[dict[str, Any]],
 ) -> None:
+    place = brokers[0]["address"]
     if options.json:
         relays = [
             {**listed(each), "last_state": _freshness(readings.get(each.node_id))}
@@ -100,7 +121,8 @@ def _print_nodes(
             if each.kind == "relay"
         ]
         banks = [listed(each) for each in nodes if each.kind == "bank"]
-        options.out.record({"broker": place, "relays": relays, "banks": banks})
+        both = {"brokers": brokers} if len(brokers) > 1 else {}
+        options.out.record({"broker": place, **both, "relays": relays, "banks": banks})
     if not nodes:
         options.out.say(f"The broker at {place} answers, and nobody is registered with it.")
         options.out.say("Start a relay: labmesh relay module:Class, or a whole mesh: labmesh up")

@@ -71,6 +71,15 @@ def broker(
     ttl_seconds: Annotated[
         float | None, Parameter(help="A node that is silent for so long is taken off the list.")
     ] = None,
+    spare: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            show_default=False,
+            help="Be the spare that [broker] spare names: its ports are as far from those of "
+            "[broker] as that of its requests.",
+        ),
+    ] = False,
     options: MeshOptions = _MESH_OPTIONS,
 ) -> int:
     """Run the broker, until Ctrl-C. Each option stands for the key of the same name in [broker].
@@ -79,6 +88,7 @@ def broker(
 
         labmesh broker
         labmesh broker --rpc-bind 'tcp://*:6750' --ttl-seconds 10
+        labmesh broker --spare
     """
     given = {
         "rpc_bind": rpc_bind,
@@ -88,10 +98,12 @@ def broker(
     }
     config = options.settings
     config = replace(config, broker=from_options(BrokerTable, given, config.broker))
+    if spare:
+        config = assembly.as_spare(config)
     node = assembly.make_broker(config, options.security)
 
     def ready() -> None:
-        place = option_for(config, node)
+        place = "" if spare else option_for(config, node)
         announce(
             options.out,
             {"broker": broker_facts(node, config)},
@@ -248,6 +260,7 @@ def relay(
 def _for_nodes(options: BrokerOptions) -> Config:
     """The configuration, with the broker that ``--broker`` or ``LMH_BROKER`` names."""
     config, candidate = options.settings, options.candidate
+    config = replace(config, broker=replace(config.broker, spare=candidate.spare))
     if candidate.xpub is not None:  # the file itself named it
         return config
     xsub = assembly.usual_events(config, candidate.rpc)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Group, Parameter
+from msgspec.structs import asdict
 
 from labmesh.cli.output import Output
 from labmesh.config import Config, find_config, load_config
@@ -110,7 +111,7 @@ class MeshOptions(Options):
     def security(self) -> Security:
         """How this command's nodes are secured: the environment, then the file."""
         table = self.settings.security
-        return Security.resolve(mode=table.mode, network=table.network, insecure=table.insecure)
+        return Security.resolve(**asdict(table))
 
 
 @Parameter(name="*")
@@ -123,7 +124,8 @@ class BrokerOptions(MeshOptions):
         Parameter(
             group=_MESH,
             help="The broker: host, host:port or tcp://host:port. Without it: the file of "
-            "--config, LMH_BROKER, labmesh.toml of this folder, localhost:5750.",
+            "--config, LMH_BROKER, labmesh.toml of this folder, the network that this computer has "
+            "joined, localhost:5750.",
         ),
     ] = None
 

@@ -47,6 +47,7 @@ async def connected(options: BrokerOptions) -> AsyncIterator[DirectorClientAgent
     client = DirectorClientAgent(
         broker_rpc=candidate.rpc,
         broker_xpub=candidate.xpub,
+        spare_broker=candidate.spare,
         local_address=options.settings.client.default_address,
         call_limit=options.settings.client.call_limit,
         security=options.security,

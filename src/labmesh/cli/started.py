@@ -11,6 +11,7 @@ from labmesh.cli.output import Output
 from labmesh.config import Config, RelayEntry, find_config
 from labmesh.databank import DataBank
 from labmesh.discovery import DEFAULT_PORT, broker_in
+from labmesh.node import Node
 from labmesh.protocol.addresses import Address, advertised, is_loopback, parse_connect
 from labmesh.relay import RelayAgent
 
@@ -24,18 +25,24 @@ def broker_facts(node: DirectoryBroker, config: Config) -> dict[str, Any]:
         "rpc": advertised(node.rpc, host),
         "xsub": advertised(node.xsub, host),
         "xpub": advertised(node.xpub, host),
+        **_mark(node),
     }
 
 
 def bank_facts(node: DataBank, config: Config) -> dict[str, Any]:
     """Where a bank is reached, and what its folder is."""
     folder = Path(config.bank.default_data_dir).absolute()
-    return {"bank_id": node.node_id, **node.endpoints, "folder": str(folder)}
+    return {"bank_id": node.node_id, **node.endpoints, "folder": str(folder), **_mark(node)}
 
 
 def relay_facts(node: RelayAgent, entry: RelayEntry) -> dict[str, Any]:
     """Where a relay is reached, and what it serves."""
-    return {"relay_id": node.node_id, **node.endpoints, "driver": entry.driver}
+    return {"relay_id": node.node_id, **node.endpoints, "driver": entry.driver, **_mark(node)}
+
+
+def _mark(node: Node) -> dict[str, str]:
+    """The fingerprint of a node that has a key of its own."""
+    return {"fingerprint": node.fingerprint} if node.fingerprint else {}
 
 
 def announce(out: Output, nodes: Mapping[str, Any], then: Sequence[str], **facts: Any) -> None:
@@ -43,7 +50,11 @@ def announce(out: Output, nodes: Mapping[str, Any], then: Sequence[str], **facts
     if out.json:
         out.record({"event": "ready", **nodes, **facts})
         return
-    out.table(("KIND", "ID", "WHAT", "ADDRESS"), _rows(nodes))
+    rows = _rows(nodes)
+    if any(mark for *_, mark in rows):
+        out.table(("KIND", "ID", "WHAT", "ADDRESS", "FINGERPRINT"), rows)
+    else:
+        out.table(("KIND", "ID", "WHAT", "ADDRESS"), [row[:-1] for row in rows])
     out.line()
     out.line("Next, in another terminal:")
     for command in then:
@@ -51,15 +62,20 @@ def announce(out: Output, nodes: Mapping[str, Any], then: Sequence[str], **facts
     out.line("Ctrl-C stops this one.")
 
 
-def _rows(nodes: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def _rows(nodes: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
     rows = []
     if "broker" in nodes:
-        rows.append(("broker", "broker", "the directory", nodes["broker"]["rpc"]))
+        each = nodes["broker"]
+        rows.append(("broker", "broker", "the directory", each["rpc"], _mark_in(each)))
     for each in nodes.get("banks", ()):
-        rows.append(("bank", each["bank_id"], each["folder"], each["ingest"]))
+        rows.append(("bank", each["bank_id"], each["folder"], each["ingest"], _mark_in(each)))
     for each in nodes.get("relays", ()):
-        rows.append(("relay", each["relay_id"], each["driver"], each["rpc"]))
+        rows.append(("relay", each["relay_id"], each["driver"], each["rpc"], _mark_in(each)))
     return rows
+
+
+def _mark_in(facts: Mapping[str, Any]) -> str:
+    return str(facts.get("fingerprint", ""))
 
 
 def option_for(config: Config, broker: DirectoryBroker) -> str:

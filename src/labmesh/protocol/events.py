@@ -208,6 +208,11 @@ class Tracker:
         """Begin anew with this topic, like a late joiner."""
         self._topics.pop(topic, None)
 
+    def forget_all(self, prefix: str) -> None:
+        """Begin anew with every topic that begins with this."""
+        for topic in [each for each in self._topics if each.startswith(prefix)]:
+            del self._topics[topic]
+
     def keep_only(self, prefixes: tuple[str, ...]) -> None:
         """Forget every topic that begins with none of these: nobody listens to it any more, and
         who listens to it again has lost nothing meanwhile.

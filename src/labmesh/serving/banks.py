@@ -8,19 +8,20 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from labmesh.errors import LabmeshError, NoSpace, NotFound, NotSent
+from labmesh.errors import LabmeshError, NoSpace, NotFound, NotSent, Stopping
 from labmesh.protocol.ids import did_you_mean
-from labmesh.protocol.messages import GetStatus, NodeRecord, Status
+from labmesh.protocol.messages import GetStatus, ListNodes, NodeList, NodeRecord, Status
 from labmesh.protocol.spooling import BankRoom, roomiest
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
 
-__all__ = ["Bank", "Banks"]
+__all__ = ["Bank", "Banks", "ListedBanks"]
 
 log = logging.getLogger(__name__)
 
 _STATUS_S = 2.0
 _FRESH_S = 5.0
+_DIRECTORY_S = 5.0
 
 
 class Bank(NamedTuple):
@@ -28,6 +29,31 @@ class Bank(NamedTuple):
 
     bank_id: str
     endpoint: str
+
+
+class ListedBanks:
+    """The banks of the directory; while no broker answers, those that were listed last.
+
+    :param broker: the link to a broker; None: the relay is not up.
+    """
+
+    def __init__(self, relay_id: str, broker: Callable[[], Link | None]) -> None:
+        self._relay_id = relay_id
+        self._broker = broker
+        self._known: list[NodeRecord] = []
+
+    async def __call__(self) -> list[NodeRecord]:
+        """The lines of the banks.
+
+        :raises LinkLost: no broker answers, and none has ever listed one.
+        """
+        broker = self._broker()
+        if broker is None:
+            raise Stopping(f"{self._relay_id} is not running: it cannot upload")
+        if broker.up or not self._known:
+            answer = await broker.request(ListNodes(id="-"), NodeList, timeout=_DIRECTORY_S)
+            self._known = [each for each in answer.nodes if each.kind == "bank"]
+        return self._known
 
 
 class Banks:
@@ -53,7 +79,7 @@ class Banks:
 
         :raises NotFound: it is not on the mesh.
         """
-        banks = await self._list()
+        banks = await self._listed()
         for each in banks:
             if each.node_id == bank_id:
                 return _bank(each)
@@ -74,7 +100,7 @@ class Banks:
         :raises NotSent: none answers.
         :raises NoSpace: all are read-only.
         """
-        banks = await self._list()
+        banks = await self._listed()
         if not banks:
             self.forget()
             raise NotFound("no bank is on the mesh: start one with 'labmesh bank'")
@@ -89,6 +115,13 @@ class Banks:
             names = ", ".join(each.bank_id for each in rooms)
             raise NoSpace(f"every bank is read-only for now: {names}; look at their disks")
         return _bank(next(each for each in banks if each.node_id == best))
+
+    async def _listed(self) -> list[NodeRecord]:
+        banks = await self._list()
+        if self._sockets.security.guard is not None:
+            for each in banks:
+                await asyncio.to_thread(self._sockets.learn, each)
+        return banks
 
     async def _fresh(self, banks: list[NodeRecord]) -> list[BankRoom]:
         now = time.monotonic()

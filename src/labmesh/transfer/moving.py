@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from labmesh.content import Content, open_source
+from labmesh.node import security_of_node
 from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import DatasetId, DatasetRecord, UploadStart
@@ -66,11 +67,13 @@ async def upload_dataset(
     :raises Conflict: the id is taken by other content, which is kept.
     :raises NoSpace: the bank is full.
     """
-    sockets = Sockets(security or Security.resolve(), "upload")
+    endpoint = str(parse_connect(ingest))
+    sockets = Sockets(security_of_node(security, "client", "upload"), "upload")
+    sockets.expect_bank(endpoint)
     try:
         record = await upload(
             sockets,
-            str(parse_connect(ingest)),
+            endpoint,
             content,
             settings=UploadSettings(timeout, retries, chunk),
             relay_id=relay_id,

@@ -7,17 +7,21 @@ without a working handler nobody gets in.
 
 from __future__ import annotations
 
+import heapq
 import ipaddress
 import itertools
 import logging
-import socket as stdlib_socket
+import math
 import threading
+import time
 from collections import deque
 
 import zmq
 from zmq.utils import z85
-from zmq.utils.monitor import parse_monitor_message
 
+from labmesh.errors import Forbidden
+from labmesh.protocol.slowing import Slowing
+from labmesh.transport.doorway import EVENTS, Doorway
 from labmesh.transport.keys import Security
 
 __all__ = ["Authenticator", "admits"]
@@ -27,12 +31,12 @@ log = logging.getLogger(__name__)
 _ENDPOINT = "inproc://zeromq.zap.01"
 _MAX_REMEMBERED = 1024
 _WATCH, _STOP = b"+", b""
-_EVENTS = (
-    zmq.EVENT_ACCEPTED
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_MONITOR_STOPPED
-)
+#: The thread shows that it lives so often, and is taken for dead after so long without a sign.
+_BEAT_S = 1.0
+_DEAD_S = 5.0
+#: Refusals that wait to be told; beyond them each is told at once.
+_MAX_HELD = 256
+_MAX_TEXT = 255
 
 
 def is_local(address: str) -> bool:
@@ -51,73 +55,31 @@ def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def admits(
-    security: Security, mechanism: bytes, address: str, credentials: list[bytes]
+    security: Security, mechanism: bytes, address: str, credentials: list[bytes], door: str = ""
 ) -> tuple[bool, str]:
-    """Decide about one connection; the text says why not."""
+    """Decide about one connection; the text is its user id, or says why not.
+
+    :param door: the socket: ``directory``, ``xsub``, ``xpub``, ``relay``, ``ingest``, ``retrieve``.
+    """
+    guard = security.guard
+    if guard is not None:
+        if mechanism != b"CURVE" or len(credentials) != 1:
+            return False, "this network has keys"
+        try:
+            return True, guard.admit(z85.encode(credentials[0]), door, address)
+        except Forbidden as exc:
+            return False, str(exc)
     if security.keys is not None:
         if mechanism != b"CURVE":
             return False, "this network has a password"
         if len(credentials) != 1 or z85.encode(credentials[0]) != security.keys.client.public:
             return False, "wrong network password"
         return True, "member"
-    if mechanism != b"NULL":
+    if mechanism != b"NULL" or security.is_encrypted:
         return False, "this node runs without a password"
     if security.insecure or is_local(address):
         return True, "local" if is_local(address) else "anonymous"
     return False, "protected mode: only this machine is admitted"
-
-
-class Doorway:
-    """What happens at one server socket before anybody is asked who may come in.
-
-    The key of another network, or no key at all, breaks the handshake itself: the ZAP handler
-    never hears of it.
-    """
-
-    def __init__(self, events: zmq.Socket[bytes], domain: str) -> None:
-        self.events = events
-        self.domain = domain
-        self._addresses: dict[int, str] = {}
-        self._broken = False
-
-    def take(self) -> str | None:
-        """Read one event; the address (empty: not known) of a peer whose handshake was refused."""
-        parsed = parse_monitor_message(self.events.recv_multipart())
-        event, value = int(parsed["event"]), int(parsed["value"])
-        if event == zmq.EVENT_MONITOR_STOPPED:
-            self.events.close(0)
-        elif event == zmq.EVENT_ACCEPTED:
-            self._addresses[value] = _peer_address(value)
-        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            # It does not tell whose; the next event is the end of that connection.
-            self._broken = True
-        elif event == zmq.EVENT_DISCONNECTED:
-            address = self._addresses.pop(value, "")
-            broken, self._broken = self._broken, False
-            return address if broken else None
-        return None
-
-
-def _peer_address(descriptor: int) -> str:
-    """The address behind a connection of libzmq; empty when it has ended meanwhile.
-
-    The number may even be another one's by now, of any kind: good enough for a log. But with a
-    default timeout Python would change the mode of what it gets, so there nobody looks.
-    """
-    if stdlib_socket.getdefaulttimeout() is not None:
-        return ""
-    try:
-        peer = stdlib_socket.socket(fileno=descriptor)
-    except OSError:
-        return ""
-    try:
-        if peer.family not in (stdlib_socket.AF_INET, stdlib_socket.AF_INET6):
-            return ""
-        return str(peer.getpeername()[0])
-    except OSError:
-        return ""
-    finally:
-        peer.detach()
 
 
 class Authenticator:
@@ -133,7 +95,13 @@ class Authenticator:
         self._doorways: dict[zmq.Socket[bytes], Doorway] = {}
         #: connections that were turned away
         self.refused = 0
-        self._requests = context.socket(zmq.REP)
+        self._slowing = Slowing()
+        #: refusals that wait, with the time (monotonic) when they are told; the next one first
+        self._held: list[tuple[float, int, list[bytes]]] = []
+        #: monotonic time of the last sign of life of the thread
+        self._beat_at = time.monotonic()
+        # A ROUTER: one refusal that waits holds up nobody else.
+        self._requests = context.socket(zmq.ROUTER)
         self._requests.linger = 0
         self._requests.bind(_ENDPOINT)
         control = f"inproc://labmesh.authenticator.{id(self)}"
@@ -141,7 +109,7 @@ class Authenticator:
         self._far = context.socket(zmq.PAIR)
         self._control.bind(control)
         self._far.connect(control)
-        if security.keys is None and security.insecure:
+        if not security.is_encrypted and security.insecure:
             log.warning(
                 "%s is insecure: it admits every host that reaches it, and nothing is encrypted",
                 name,
@@ -156,13 +124,18 @@ class Authenticator:
         """
         # Numbered: the name of a socket that was closed just now may not be free yet.
         endpoint = f"inproc://labmesh.doorway.{next(self._numbers)}"
-        socket.monitor(endpoint, _EVENTS)
+        socket.monitor(endpoint, EVENTS)
         events = self._context.socket(zmq.PAIR)
         # When it is full, libzmq stands still until it is read.
         events.linger = events.rcvhwm = 0
         events.connect(endpoint)
         self._arrivals.append(Doorway(events, domain))
         self._control.send(_WATCH)
+
+    @property
+    def is_alive(self) -> bool:
+        """The thread works; without it nobody gets in any more."""
+        return self._thread.is_alive() and time.monotonic() - self._beat_at < _DEAD_S
 
     def close(self) -> None:
         """End the thread and close its sockets. Call it when all watched sockets are closed."""
@@ -178,7 +151,9 @@ class Authenticator:
         poller.register(self._requests, zmq.POLLIN)
         poller.register(self._far, zmq.POLLIN)
         while True:
-            ready = dict(poller.poll())
+            ready = dict(poller.poll(self._pause_ms()))
+            self._beat_at = time.monotonic()
+            self._tell_held()
             if self._far in ready:
                 if self._far.recv() == _STOP:
                     return
@@ -186,7 +161,7 @@ class Authenticator:
                 self._doorways[doorway.events] = doorway
                 poller.register(doorway.events, zmq.POLLIN)
             if self._requests in ready:
-                self._requests.send_multipart(self._answer(self._requests.recv_multipart()))
+                self._take(self._requests.recv_multipart())
             for events in ready.keys() & self._doorways.keys():
                 self._look_at(self._doorways[events], poller)
 
@@ -199,32 +174,61 @@ class Authenticator:
             address = None
         if address is not None:
             self.refused += 1
+            self._slowing.refused(address, time.monotonic())
             self._report(address, doorway.domain, self._why_broken())
         if doorway.events.closed:
             poller.unregister(doorway.events)
             del self._doorways[doorway.events]
 
     def _why_broken(self) -> str:
+        if self._security.guard is not None:
+            return "it expects another key of this node, or comes without one"
         if self._security.keys is None:
             return "it uses a network password, and this node has none"
         return "wrong network password, or none"
 
-    def _answer(self, frames: list[bytes]) -> list[bytes]:
+    def _take(self, message: list[bytes]) -> None:
+        """One request: answered at once, or, where its address is refused often, later."""
+        if len(message) < 2 or message[1]:
+            return  # not from a REQ socket: libzmq sends nothing like it
+        envelope, frames = message[:2], message[2:]
+        answer, wait_s = self._answer(frames)
+        if wait_s and len(self._held) < _MAX_HELD:
+            entry = (time.monotonic() + wait_s, next(self._numbers), [*envelope, *answer])
+            heapq.heappush(self._held, entry)
+        else:
+            self._requests.send_multipart([*envelope, *answer])
+
+    def _pause_ms(self) -> int:
+        due_s = self._held[0][0] - time.monotonic() if self._held else _BEAT_S
+        return math.ceil(1000 * min(_BEAT_S, max(0.0, due_s)))
+
+    def _tell_held(self) -> None:
+        now = time.monotonic()
+        while self._held and self._held[0][0] <= now:
+            self._requests.send_multipart(heapq.heappop(self._held)[2])
+
+    def _answer(self, frames: list[bytes]) -> tuple[list[bytes], float]:
+        """The answer to a request, and how many seconds it waits."""
         if len(frames) < 6 or frames[0] != b"1.0":
-            return _refusal(frames, b"500", "bad request")
+            return _refusal(frames, b"500", "bad request"), 0.0
         _, request_id, domain, address, _, mechanism, *credentials = frames
         where = address.decode("ascii", "replace")
+        named = domain.decode("utf-8", "replace")
         try:
-            admitted, text = admits(self._security, mechanism, where, credentials)
+            admitted, text = admits(
+                self._security, mechanism, where, credentials, named.rpartition("/")[2]
+            )
         except Exception:
             # Without this thread nobody gets in any more: it outlives a fault of our own.
             log.exception("%s: the decision about %s failed", self._name, where)
-            return _refusal(frames, b"500", "internal error")
+            return _refusal(frames, b"500", "internal error"), 0.0
         if admitted:
-            return [b"1.0", request_id, b"200", b"OK", text.encode(), b""]
+            return [b"1.0", request_id, b"200", b"OK", text.encode("ascii"), b""], 0.0
         self.refused += 1
-        self._report(where, domain.decode("utf-8", "replace"), text)
-        return _refusal(frames, b"400", text)
+        self._report(where, named, text)
+        wait_s = self._slowing.refused(str(_parsed(where) or where), time.monotonic())
+        return _refusal(frames, b"400", text), wait_s
 
     def _report(self, address: str, domain: str, why: str) -> None:
         """One log line an address: a refused peer tries again for ever."""
@@ -238,4 +242,4 @@ class Authenticator:
 
 def _refusal(frames: list[bytes], status: bytes, text: str) -> list[bytes]:
     request_id = frames[1] if len(frames) > 1 else b""
-    return [b"1.0", request_id, status, text.encode(), b"", b""]
+    return [b"1.0", request_id, status, text.encode()[:_MAX_TEXT], b"", b""]

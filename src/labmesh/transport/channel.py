@@ -18,7 +18,7 @@ import zmq
 from labmesh.errors import TooLarge
 from labmesh.protocol.seldom import Seldom
 
-__all__ = ["Channel", "Frames", "receive", "receive_rest", "send", "skip"]
+__all__ = ["Channel", "Frames", "proved", "receive", "receive_rest", "send", "skip"]
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,14 @@ def receive(socket: zmq.Socket[bytes]) -> Frames:
     if frame.more:
         receive_rest(socket, frames)
     return frames
+
+
+def proved(frame: zmq.Frame) -> str:
+    """Who sent the message of this frame, as the handshake proved it; empty: nobody knows."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:  # a connection without a handshake that proves anything
+        return ""
 
 
 def receive_rest(socket: zmq.Socket[bytes], frames: Frames) -> None:
@@ -98,6 +106,7 @@ class Channel:
 
     :param on_message: a plain function; it must not block. What it raises is logged: no input may
         end the reader.
+    :param read: takes one message from the socket, as :func:`receive` does.
     :param on_writable: called once the socket takes messages again after a :meth:`send` that it
         did not take.
     """
@@ -108,10 +117,12 @@ class Channel:
         on_message: Callable[[Frames], None],
         *,
         name: str,
+        read: Callable[[zmq.Socket[bytes]], Frames] = receive,
         on_writable: Callable[[], None] | None = None,
     ) -> None:
         self._socket = socket
         self._on_message = on_message
+        self._read = read
         self._on_writable = on_writable
         self._is_full = False
         self._skipping = False
@@ -199,7 +210,7 @@ class Channel:
             if not events & POLLIN:
                 return False
             try:
-                frames = receive(self._socket)
+                frames = self._read(self._socket)
             except zmq.Again:
                 continue
             except TooLarge as exc:

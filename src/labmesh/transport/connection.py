@@ -176,7 +176,11 @@ class Connection:
 
     def _build(self) -> None:
         self._rebuilding = None
-        self._health = Health(self.where, encrypted=self._sockets.security.keys is not None)
+        self._health = Health(
+            self.where,
+            encrypted=self._sockets.security.is_encrypted,
+            more_keys=self._sockets.has_more_keys(self.endpoint),
+        )
         self._socket, monitor = self._sockets.connect(zmq.DEALER, self.endpoint, EVENTS)
         self._channel = Channel(
             self._socket, self._take, name=self.where, on_writable=self._room_again
@@ -200,7 +204,9 @@ class Connection:
                 continue
             self._go_down()
             if news == "refused":
-                self._sockets.give_up(self._socket, self.endpoint)
+                self._sockets.give_up(
+                    self._socket, self.endpoint, is_other_key=self._health.is_other_key
+                )
                 self._rebuild()
         self._wake()
 
@@ -227,7 +233,7 @@ class Connection:
         self._teardown()
         try:
             self._build()
-        except LinkLost as exc:
+        except (LinkLost, AuthenticationError) as exc:
             log.warning("%s", exc)
             trouble = exc
             self._rebuild()

@@ -39,11 +39,15 @@ class Health:
 
     :param where: the other side, as people know it.
     :param encrypted: this side uses CURVE.
+    :param more_keys: the server may have another key than the one that is tried.
     """
 
-    def __init__(self, where: str, *, encrypted: bool) -> None:
+    def __init__(self, where: str, *, encrypted: bool, more_keys: bool = False) -> None:
         self.where = where
         self._encrypted = encrypted
+        self._more_keys = more_keys
+        #: the server has another key than the one that was expected of it
+        self.is_other_key = False
         self._broken_handshakes = 0
         self._connected_at = 0.0
         self.up = False
@@ -84,6 +88,10 @@ class Health:
         if self.up:
             return None
         if mechanism == "CURVE" and self._encrypted:
+            self.is_other_key = True
+            if self._more_keys:
+                self.trouble = LinkLost(f"{self.where} has another key; the next one is tried")
+                return "refused"
             self.trouble = AuthenticationError(
                 f"{self.where} has another network password (each handshake fails): "
                 "LMH_NETWORK_PASSWORD and LMH_NETWORK must be the same on every node"

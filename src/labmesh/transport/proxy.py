@@ -18,9 +18,11 @@ from labmesh.protocol.admission import Admission
 from labmesh.protocol.codec import encode_stamp
 from labmesh.protocol.events import LastValues
 from labmesh.protocol.messages import LastEvent, Stamp
+from labmesh.protocol.publishing import Publications, Refused
 from labmesh.protocol.replay import Ring, Rings
 from labmesh.protocol.seldom import Seldom
 from labmesh.protocol.topics import publishable
+from labmesh.transport.audience import Audience
 from labmesh.transport.channel import skip
 from labmesh.transport.publisher import MAX_EVENT_BYTES
 from labmesh.transport.sockets import Sockets
@@ -42,6 +44,9 @@ _OFF = 1.25
 _STATE = b"state."
 _COPY_BELOW = 2**14
 _KNOWN_TOPICS = 10_000
+#: So soon a change of the allow-list is seen, and so often it is looked whose time is over.
+_LOOK_MS = 200
+_LOOK_S = 1.0
 
 
 class Proxy:
@@ -64,7 +69,13 @@ class Proxy:
         self._admission = Admission()
         self._queue = _QueueLimit(self._out)
         #: who publishes is known where a mode proves it
-        self._proves = sockets.security.keys is not None
+        self._proves = sockets.security.is_encrypted
+        self._guard = sockets.security.guard
+        self._list_version = ""
+        self._publications = None if self._guard is None else Publications(self._guard.grant_of)
+        self._audience = Audience(self._guard)
+        self._look_at = 0.0
+        self._now = self._wall = 0.0
         #: topics that are good, and the ring of each
         self._known: dict[bytes, Ring | None] = {}
         self._warnings = Seldom()
@@ -82,8 +93,15 @@ class Proxy:
 
     @property
     def subscriptions_refused(self) -> int:
-        """Subscriptions to no topic of labmesh, or beyond the limit."""
-        return self._admission.refused
+        """Subscriptions to no topic of labmesh, beyond a limit, or of keys that were revoked."""
+        return self._admission.refused + self._audience.refused
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Events that their publishers may not publish, by reason; where the mode proves who."""
+        if self._publications is None:
+            return {}
+        return {why: count for why, count in self._publications.refused.items()}  # noqa: C416
 
     def publish(self, topic: str, header: bytes, payload: bytes) -> None:
         """Publish an event of the broker itself."""
@@ -123,7 +141,8 @@ class Proxy:
         for socket in (self._in, self._out, self._far):
             poller.register(socket, zmq.POLLIN)
         while True:
-            ready = dict(poller.poll())
+            ready = dict(poller.poll(None if self._guard is None else _LOOK_MS))
+            self._look_around()
             if self._out in ready:
                 self._read_subscriptions()
             if self._in in ready:
@@ -142,14 +161,31 @@ class Proxy:
         """Take or refuse each. In manual mode one that is not confirmed is not in force."""
         for _ in range(_BATCH):
             try:
-                frame = self._out.recv(_NOBLOCK)
+                frame = self._out.recv(_NOBLOCK, False)
             except zmq.Again:
                 return
             if self._out.getsockopt(zmq.RCVMORE):
                 skip(self._out)
                 self.dropped += 1
                 continue
-            self._take_subscription(frame[:1], frame[1:])
+            content = frame.bytes
+            sign, topic = content[:1], content[1:]
+            if self._audience.admits(frame, sign):
+                self._take_subscription(sign, topic)
+
+    def _look_around(self) -> None:
+        """Whoever was revoked hears nothing more, and is not heard."""
+        guard, publications = self._guard, self._publications
+        if guard is None or publications is None:
+            return
+        now = time.monotonic()
+        changed = guard.version != self._list_version
+        if changed:
+            self._list_version = guard.version
+            publications.list_changed()
+        if changed or now >= self._look_at:
+            self._look_at = now + _LOOK_S
+            self._audience.look()
 
     def _take_subscription(self, sign: bytes, topic: bytes) -> None:
         # The option means the peer of the message that was read last.
@@ -171,6 +207,7 @@ class Proxy:
 
     def _forward_batch(self) -> None:
         stamps: dict[str, bytes] = {}
+        self._now, self._wall = time.monotonic(), time.time()
         with self._lock:
             for _ in range(_BATCH):
                 try:
@@ -181,6 +218,10 @@ class Proxy:
                     self._forward(topic, stamps)
                 except ProtocolError as exc:
                     skip(self._in)
+                    self._drop(exc)
+                    if self._publications is not None:
+                        self._publications.violated(str(topic.get("User-Id")), self._now)
+                except Refused as exc:
                     self._drop(exc)
         self._queue.follow()
 
@@ -201,6 +242,8 @@ class Proxy:
         if len(header) > _MAX_HEADER_BYTES or len(payload) > MAX_EVENT_BYTES:
             raise TooLarge(f"event {topic!r}: {len(header)} + {len(payload)} bytes")
         by = str(first.get("User-Id")) if self._proves else ""
+        if self._publications is not None:
+            self._publications.take(by, topic, header, self._now, self._wall)
         stamp = stamps.get(by)
         if stamp is None:
             stamp = stamps[by] = self._stamp(by)
@@ -241,7 +284,7 @@ class Proxy:
         send(payload, _MORE, type(payload) is bytes)
         send(stamp, _NOBLOCK)
 
-    def _drop(self, exc: ProtocolError) -> None:
+    def _drop(self, exc: Exception) -> None:
         self.dropped += 1
         if self._warnings.due(time.monotonic()) is not None:
             log.warning("broker dropped an event (%d so far): %s", self.dropped, exc)

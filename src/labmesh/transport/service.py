@@ -15,7 +15,8 @@ from labmesh.protocol.addresses import Address
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Message
 from labmesh.transport.answering import Answer, Answering, Handle, Origin
-from labmesh.transport.channel import Channel
+from labmesh.transport.channel import NOBLOCK, Channel, Frames, proved, receive_rest
+from labmesh.transport.permits import Permits
 from labmesh.transport.sockets import Sockets
 
 __all__ = ["Answer", "Origin", "Service"]
@@ -37,6 +38,7 @@ class Service(Answering):
         when it will call :meth:`reply` later; what it raises becomes the reply.
     :param max_pending: answers by coroutine that one connection may have open, those included that
         wait because it does not keep up: they are sent as it reads, not dropped.
+    :param permits: asked before each request is handled; None: everybody may do everything.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Service(Answering):
         epoch: str,
         handle: Handle,
         max_pending: int = 64,
+        permits: Permits | None = None,
     ) -> None:
         owner = f"{kind} {node_id}" if kind != node_id else kind
         super().__init__(
@@ -60,6 +63,7 @@ class Service(Answering):
             node_id=node_id,
             epoch=epoch,
             handle=handle,
+            permits=permits,
         )
         self._socket, self.address = sockets.bind(zmq.ROUTER, address, role=role, owner=owner)
         self._sockets = sockets
@@ -69,7 +73,14 @@ class Service(Answering):
         self._behind: dict[bytes, _Behind] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = _RETRY_S
-        self._channel = Channel(self._socket, self.take, name=self._name)
+        #: who sent the message that is being taken, where the mode proves that
+        self._user = ""
+        if sockets.security.guard is None:
+            self._channel = Channel(self._socket, self.take, name=self._name)
+        else:
+            self._channel = Channel(
+                self._socket, self._take_proved, name=self._name, read=self._read_proved
+            )
 
     async def close(self, linger_ms: int = 200) -> None:
         """Stop reading, refuse what was not answered, let the last replies leave; twice is fine."""
@@ -80,6 +91,18 @@ class Service(Answering):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._sockets.close(self._socket, linger_ms)
+
+    def _read_proved(self, socket: zmq.Socket[bytes]) -> Frames:
+        """One message. Who it is from is looked up each time: a routing id is no proof."""
+        frame = socket.recv(NOBLOCK, copy=False)
+        self._user = proved(frame)
+        frames: Frames = [frame.bytes]
+        if frame.more:
+            receive_rest(socket, frames)
+        return frames
+
+    def _take_proved(self, frames: Frames) -> None:
+        self.take(frames, self._user)
 
     def _transmit(self, frames: Sequence[Buffer]) -> bool:
         peer = bytes(frames[0])

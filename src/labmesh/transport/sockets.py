@@ -10,18 +10,22 @@ import contextlib
 import errno
 import ipaddress
 import itertools
+import logging
 import os
 import socket as stdlib_socket
-from typing import Any
+from typing import Any, Literal
 
 import zmq
 
 from labmesh.errors import ConfigError, Conflict, Forbidden, LabmeshError, LinkLost
 from labmesh.protocol.addresses import Address, parse_bind, parse_connect
+from labmesh.protocol.messages import NodeRecord
 from labmesh.transport.auth import Authenticator
-from labmesh.transport.keys import Security
+from labmesh.transport.keys import Guard, KeyPair, Security
 
 __all__ = ["Sockets"]
+
+log = logging.getLogger(__name__)
 
 Socket = zmq.Socket[bytes]
 
@@ -55,6 +59,8 @@ class Sockets:
     """
 
     def __init__(self, security: Security, name: str) -> None:
+        if security.mode == "keys" and security.guard is None:
+            raise ConfigError(f"{name} has no key: make one with 'labmesh keys', or join with one")
         _raise_file_limit()
         _check_room_for_files(name)
         self.security = security
@@ -65,6 +71,21 @@ class Sockets:
         self._sockets: list[Socket] = []
         self._monitors: dict[Socket, Socket] = {}
         self._pairs = itertools.count()
+        #: endpoint → how many of the keys that its server may have were tried in vain
+        self._tried: dict[str, int] = {}
+        #: addresses at which a bank is to be
+        self._banks: set[str] = set()
+        self._has_warned = False
+
+    @property
+    def is_server(self) -> bool:
+        """Others connect to this node."""
+        return self._authenticator is not None
+
+    @property
+    def admits(self) -> bool:
+        """New peers can get in; always, where nothing is bound."""
+        return self._authenticator is None or self._authenticator.is_alive
 
     @property
     def refused(self) -> int:
@@ -77,8 +98,13 @@ class Sockets:
         :param role: ``directory``, ``xsub``, ``xpub``, ``relay``, ``ingest`` or ``retrieve``.
         :param owner: who asks, for the error text ("relay Inst-0").
         :raises Conflict: the port is taken.
-        :raises ConfigError: there is no such interface on this machine.
+        :raises ConfigError: there is no such interface on this machine; or the password is too
+            short for others to reach this address.
         """
+        warning = self.security.check_bind(address, owner)
+        if warning and not self._has_warned:
+            self._has_warned = True
+            log.warning(warning)
         if self._authenticator is None:
             self._authenticator = Authenticator(self._context, self.security, self.name)
         socket = self._new(kind)
@@ -88,10 +114,10 @@ class Sockets:
         socket.zap_domain = domain.encode()
         socket.set(_ENFORCE_ZAP_DOMAIN, 1)
         self._authenticator.watch(socket, domain)
-        if self.security.keys is not None:
+        own = self._own_keys("server")
+        if own is not None:
             socket.curve_server = True
-            socket.curve_publickey = self.security.keys.server.public
-            socket.curve_secretkey = self.security.keys.server.secret
+            socket.curve_publickey, socket.curve_secretkey = own.public, own.secret
         if kind == zmq.ROUTER:
             socket.router_mandatory = True
         host = address.host
@@ -102,7 +128,7 @@ class Sockets:
             socket.bind(Address(host, address.port).zmq_bind)
         except zmq.ZMQError as exc:
             self.close(socket)
-            raise _bind_error(exc, address, owner) from exc
+            raise bind_error(exc, address, owner) from exc
         bound = parse_bind(socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
         return socket, Address(address.host, bound.port)
 
@@ -115,6 +141,7 @@ class Sockets:
         ever, silently.
 
         :raises LinkLost: this process has as many files open as it may.
+        :raises AuthenticationError: there is no key that the server could be asked to prove.
         """
         socket = self._connecting(kind, endpoint)
         self._sockets.append(socket)
@@ -144,8 +171,11 @@ class Sockets:
 
     def _connecting(self, kind: int, endpoint: str) -> Socket:
         address = parse_connect(endpoint)
+        expected = self._expected_key(endpoint)
         socket = self._made(kind)
-        socket.immediate = True
+        # Not a SUB, which sends nothing: with it, libzmq throws away what came in before a break, and
+        # aborts the process when it does so in the middle of a message that is being read.
+        socket.immediate = kind != zmq.SUB
         socket.connect_timeout = _CONNECT_TIMEOUT_MS
         socket.reconnect_ivl = _RECONNECT_MS
         socket.reconnect_ivl_max = _RECONNECT_MAX_MS
@@ -153,21 +183,71 @@ class Sockets:
             # With a limit, subscriptions beyond it are silently never made.
             socket.sndhwm = 0
             socket.rcvhwm = 100_000
-        if self.security.keys is not None:
-            socket.curve_serverkey = self.security.keys.server.public
-            socket.curve_publickey = self.security.keys.client.public
-            socket.curve_secretkey = self.security.keys.client.secret
+        own = self._own_keys("client")
+        if own is not None:
+            socket.curve_serverkey = expected
+            socket.curve_publickey, socket.curve_secretkey = own.public, own.secret
         # "localhost" is ::1 first on many machines, where an IPv4 server would not be found.
         named = address.host != "localhost" and not _is_ip(address.host)
         socket.ipv6 = address.is_ipv6 or named
         return socket
 
-    def give_up(self, socket: Socket, endpoint: str) -> None:
+    def give_up(self, socket: Socket, endpoint: str, *, is_other_key: bool = False) -> None:
         """Have a connecting socket that was refused not try again: libzmq would, 10 times a second.
 
         Its owner tries again later, with a new one.
+
+        :param is_other_key: the server did not prove the key that was expected: the new one expects
+            the next of those that it may have.
         """
+        if is_other_key:
+            self._tried[endpoint] = self._tried.get(endpoint, 0) + 1
         socket.disconnect(endpoint)
+
+    def learn(self, record: NodeRecord) -> None:
+        """What the directory says of a node's key is expected of its sockets from now on.
+
+        It may write a file: not in a loop.
+
+        :raises AuthenticationError: another key is pinned for this node.
+        """
+        guard = self.security.guard
+        if guard is not None and record.server_key:
+            endpoints = tuple(record.endpoints.values())
+            guard.learn_server(record.kind, record.node_id, record.server_key, endpoints)
+
+    def expect_bank(self, endpoint: str) -> None:
+        """A bank is to be there, the directory was not asked which one."""
+        self._banks.add(endpoint)
+
+    def _server_keys(self, guard: Guard, endpoint: str) -> tuple[bytes, ...]:
+        return guard.bank_keys(endpoint) if endpoint in self._banks else guard.server_keys(endpoint)
+
+    def has_more_keys(self, endpoint: str) -> bool:
+        """Another key of the server there is known than the one that is tried now."""
+        guard = self.security.guard
+        keys = 1 if guard is None else len(self._server_keys(guard, endpoint))
+        return (self._tried.get(endpoint, 0) + 1) % keys != 0
+
+    def _own_keys(self, side: Literal["server", "client"]) -> KeyPair | None:
+        """What this node proves that it has; None: nothing is proved here."""
+        security = self.security
+        if security.guard is not None:
+            return security.guard.identity
+        if security.keys is None:
+            return None
+        return security.keys.server if side == "server" else security.keys.client
+
+    def _expected_key(self, endpoint: str) -> bytes:
+        """What the server there has to prove; empty: nothing.
+
+        :raises AuthenticationError: no key is known of which it has to prove one.
+        """
+        security = self.security
+        if security.guard is not None:
+            keys = self._server_keys(security.guard, endpoint)
+            return keys[self._tried.get(endpoint, 0) % len(keys)]
+        return b"" if security.keys is None else security.keys.server.public
 
     def pair(self) -> tuple[Socket, Socket]:
         """Two ends of a channel between two threads of this node."""
@@ -264,7 +344,7 @@ def _no_socket(name: str, exc: OSError | zmq.ZMQError) -> LinkLost:
     )
 
 
-def _bind_error(exc: zmq.ZMQError, address: Address, owner: str) -> LabmeshError:
+def bind_error(exc: zmq.ZMQError, address: Address, owner: str) -> LabmeshError:
     if exc.errno == errno.EADDRINUSE:
         return Conflict(
             f"port {address.port} ({address}) is already in use on this machine, and {owner} asked "

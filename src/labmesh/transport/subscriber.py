@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from labmesh.errors import LabmeshError, LinkLost, ProtocolError, TooLarge
+from labmesh.errors import AuthenticationError, LabmeshError, LinkLost, ProtocolError, TooLarge
 from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.codec import decode_event, decode_value
 from labmesh.protocol.events import Tracker
@@ -35,8 +35,9 @@ _BATCH = 512
 _INBOX = 10_000
 _REBUILD_S = 0.5
 _STOP = b""
+_TURN = b">"
 _POKE_MS = 500
-_TAIL, _MARK = "tail.", "mark."
+_TAIL, _MARK, _PRESENCE = "tail.", "mark.", "presence."
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ class Subscriber:
         self._sockets = sockets
         # Looked at here, not in the thread, where nobody would hear that it is none.
         self._endpoint = str(parse_connect(endpoint))
+        #: where it is to be connected to, as the loop knows it
+        self._aim = self._endpoint
         self._where = f"the broker's event port at {endpoint}"
         self._deliver = deliver
         self._on_link = on_link
@@ -95,6 +98,7 @@ class Subscriber:
         self._covers: tuple[str, ...] = ()
         self._covered: set[str] = set()
         self._closed = False
+        self._has_turned = False
         self._warnings = Seldom()
         #: messages that could not be read
         self.dropped = 0
@@ -114,6 +118,15 @@ class Subscriber:
         again has lost nothing before it.
         """
         self._command(b"-" + prefix.encode())
+
+    def turn_to(self, endpoint: str) -> None:
+        """Go on at another broker, with the same subscriptions.
+
+        Publishers number their events alike at both, so that none comes twice and what is lost on
+        the way is counted. What a broker publishes itself has numbers of its own.
+        """
+        self._aim = str(parse_connect(endpoint))
+        self._command(_TURN + self._aim.encode())
 
     def offer(self, events: Iterable[LastEvent]) -> None:
         """Take the broker's memory of last events: what is news is delivered."""
@@ -145,8 +158,9 @@ class Subscriber:
         if batch and not self._closed:
             self._deliver(batch)
 
-    def _tell(self, up: bool) -> None:
-        if not self._closed:
+    def _tell(self, up: bool, endpoint: str) -> None:
+        # News of the broker that was left before are of no interest any more.
+        if not self._closed and endpoint == self._aim:
             self._on_link(up)
 
     # ── in the thread ───────────────────────────────────────────────────────────────────────────
@@ -168,7 +182,7 @@ class Subscriber:
         while again:
             try:
                 socket, monitor = self._sockets.connect(zmq.SUB, self._endpoint, EVENTS)
-            except LinkLost as exc:
+            except (LinkLost, AuthenticationError) as exc:
                 log.warning("%s", exc)
                 self.trouble = exc
                 again = not self._far.poll(_POKE_MS) or self._obey(None)
@@ -177,7 +191,8 @@ class Subscriber:
 
     def _run_socket(self, socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> bool:
         """Read one socket until it must be rebuilt (True) or the end (False)."""
-        health = Health(self._where, encrypted=self._sockets.security.keys is not None)
+        self._has_turned = False
+        health = Health(self._where, encrypted=self._sockets.security.is_encrypted)
         for prefix in self._prefixes:
             socket.setsockopt(zmq.SUBSCRIBE, prefix)
         poller = zmq.Poller()
@@ -191,8 +206,10 @@ class Subscriber:
                     self._read(socket)
                 if self._far in ready and not self._obey(socket):
                     return False
+                if self._has_turned:
+                    return True
                 if monitor in ready and self._watch(monitor, health) and rebuild_at is None:
-                    self._sockets.give_up(socket, self._endpoint)
+                    self._sockets.give_up(socket, self._endpoint, is_other_key=health.is_other_key)
                     rebuild_at = time.monotonic() + _REBUILD_S
                 if rebuild_at is not None and time.monotonic() >= rebuild_at:
                     return True
@@ -205,7 +222,9 @@ class Subscriber:
         if command == _STOP:
             return False
         prefix = command[1:]
-        if command[:1] == b"+" and prefix not in self._prefixes:
+        if command[:1] == _TURN:
+            self._turn(prefix.decode())
+        elif command[:1] == b"+" and prefix not in self._prefixes:
             self._prefixes.add(prefix)
             if socket is not None:
                 socket.setsockopt(zmq.SUBSCRIBE, prefix)
@@ -217,6 +236,12 @@ class Subscriber:
             self._cover()
             self._forget(prefix.decode())
         return True
+
+    def _turn(self, endpoint: str) -> None:
+        self._endpoint, self._has_turned = endpoint, True
+        self._where = f"the broker's event port at {endpoint}"
+        with self._lock:
+            self._tracker.forget_all(_PRESENCE)
 
     def _cover(self) -> None:
         with self._lock:
@@ -246,8 +271,10 @@ class Subscriber:
         event, value = read_event(list(monitor.recv_multipart()))
         news = health.take(event, value, time.monotonic())
         self.trouble = health.trouble
+        # What breaks the handshakes is not asked here; to try another key harms nobody.
+        health.is_other_key = news == "broken"
         if news is not None:
-            self._call_loop(self._tell, news == "up")
+            self._call_loop(self._tell, news == "up", self._endpoint)
         return news in ("refused", "broken")
 
     def _read(self, socket: zmq.Socket[bytes]) -> None:

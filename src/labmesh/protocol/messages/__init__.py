@@ -11,6 +11,15 @@ by socket, and here is every name: import from here.
 
 from __future__ import annotations
 
+from labmesh.protocol.messages.access import (
+    KEY_PATTERN,
+    MAX_GRANTS,
+    AccessList,
+    Grant,
+    Role,
+    WatchAccess,
+    fingerprint,
+)
 from labmesh.protocol.messages.bank import (
     Annotate,
     Annotation,
@@ -107,12 +116,15 @@ __all__ = [
     "DIRECTORY_REQUESTS",
     "ID_PATTERN",
     "INGEST_REQUESTS",
+    "KEY_PATTERN",
     "MAX_BATCH",
+    "MAX_GRANTS",
     "PROTOCOL_VERSION",
     "RELAY_REQUESTS",
     "REPLIES",
     "RETRIEVE_REQUESTS",
     "Access",
+    "AccessList",
     "Acquire",
     "Alive",
     "Annotate",
@@ -145,6 +157,7 @@ __all__ = [
     "GetHistory",
     "GetStatus",
     "Goodbye",
+    "Grant",
     "Heartbeat",
     "Hello",
     "History",
@@ -177,6 +190,7 @@ __all__ = [
     "Request",
     "RestoreDataset",
     "Result",
+    "Role",
     "SearchDatasets",
     "SessionRequest",
     "Stamp",
@@ -193,5 +207,7 @@ __all__ = [
     "ValueLimits",
     "Verified",
     "VerifyDataset",
+    "WatchAccess",
     "Welcome",
+    "fingerprint",
 ]

@@ -182,6 +182,10 @@ class DatasetPage(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="dat
     records: list[DatasetRecord]
     more: bool = False
     next: str = ""
+    #: the highest ``sequence`` that the bank ever gave, also to what is deleted; 0: not said
+    highest: Annotated[int, Meta(ge=0)] = 0
+    #: the bank's clock, POSIX seconds (UTC); 0: not said
+    time: float = 0.0
 
 
 class Condition(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -51,6 +51,8 @@ class NodeRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     heartbeat_s: Annotated[float, Meta(gt=0, le=3600)] = 5.0
     #: filled in by the broker
     state: LiveState = "live"
+    #: filled in by the broker: the public key (Z85) that the node has proved; empty: none
+    server_key: Annotated[str, Meta(max_length=40)] = ""
 
 
 class Hello(Request, frozen=True, kw_only=True, omit_defaults=True, tag="hello"):

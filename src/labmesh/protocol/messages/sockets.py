@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from labmesh.protocol.messages.access import AccessList, WatchAccess
 from labmesh.protocol.messages.bank import (
     Annotate,
     ChunkStored,
@@ -75,6 +76,7 @@ DIRECTORY_REQUESTS = (
     Mark,
     ListLast,
     Replay,
+    WatchAccess,
 )
 RELAY_REQUESTS = (
     Ping,
@@ -124,6 +126,7 @@ REPLIES = (
     Welcome,
     NodeList,
     LastEvents,
+    AccessList,
     Alive,
     Item,
     Result,

@@ -1,0 +1,129 @@
+"""Who listens at the broker: each connection that has subscribed, and whose it is.
+
+libzmq drops a connection neither when its key is revoked nor when it has a million subscriptions.
+What it sends on such a connection it sends on; so the connection itself is ended. Each subscription
+tells the descriptor it came over, and the address behind it tells whether it is still the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket as stdlib_socket
+from dataclasses import dataclass
+
+import zmq
+
+from labmesh.transport.channel import proved
+from labmesh.transport.doorway import peer_of
+from labmesh.transport.keys import Guard
+
+__all__ = ["MAX_OF_ONE", "Audience"]
+
+log = logging.getLogger(__name__)
+
+#: Subscriptions of one key, or of one connection where no key is proved.
+MAX_OF_ONE = 4096
+
+_SUBSCRIBE = b"\x01"
+
+
+@dataclass(slots=True)
+class _Listener:
+    peer: tuple[str, int]
+    user: str
+    subscriptions: int = 0
+
+
+class Audience:
+    """The subscriptions of one socket, counted by key, or by connection where none is proved.
+
+    :param guard: who may listen; None: everybody who is let in.
+    :param most: subscriptions of one key, or connection.
+    """
+
+    def __init__(self, guard: Guard | None, *, most: int = MAX_OF_ONE) -> None:
+        self._guard = guard
+        self._most = most
+        self._listeners: dict[int, _Listener] = {}
+        #: subscriptions that were refused, and connections that were ended
+        self.refused = 0
+        self.cut = 0
+
+    def admits(self, frame: zmq.Frame, sign: bytes) -> bool:
+        """A subscription came, or the end of one; False: it is not to be taken."""
+        if sign != _SUBSCRIBE:
+            # Of a connection that has ended it is told as well, without saying whose it was.
+            self._ended(frame)
+            return True
+        found = self._listener(frame)
+        if found is None:
+            return self._guard is None
+        descriptor, listener = found
+        if self._guard is not None and self._guard.grant_of(listener.user) is None:
+            self.refused += 1
+            self._cut(descriptor, listener)
+            return False
+        if self._count(descriptor, listener) >= self._most:
+            self.refused += 1
+            return False
+        listener.subscriptions += 1
+        return True
+
+    def look(self) -> None:
+        """Forget connections that have ended, and end those whose key is no longer admitted."""
+        for descriptor, listener in list(self._listeners.items()):
+            if peer_of(descriptor) != listener.peer:
+                del self._listeners[descriptor]
+            elif self._guard is not None and not self._may_listen(self._guard, listener):
+                self._cut(descriptor, listener)
+
+    def _may_listen(self, guard: Guard, listener: _Listener) -> bool:
+        try:
+            guard.check(listener.user, "look")
+        except PermissionError:
+            return False
+        return True
+
+    def _count(self, descriptor: int, listener: _Listener) -> int:
+        if self._guard is None or listener.subscriptions >= self._most:
+            return listener.subscriptions
+        mine = [each for each in self._listeners.values() if each.user == listener.user]
+        if sum(each.subscriptions for each in mine) >= self._most:
+            self.look()
+            mine = [each for each in self._listeners.values() if each.user == listener.user]
+        return sum(each.subscriptions for each in mine)
+
+    def _listener(self, frame: zmq.Frame) -> tuple[int, _Listener] | None:
+        """Whose subscription it is; None: nobody can tell, or the connection has ended."""
+        if stdlib_socket.getdefaulttimeout() is not None and self._guard is None:
+            # Python would change the mode of a descriptor that may be another one's by now.
+            return None
+        descriptor = _descriptor(frame)
+        peer = None if descriptor is None else peer_of(descriptor)
+        if descriptor is None or peer is None:
+            return None
+        listener = self._listeners.get(descriptor)
+        if listener is None or listener.peer != peer:
+            listener = self._listeners[descriptor] = _Listener(peer, proved(frame))
+        return descriptor, listener
+
+    def _ended(self, frame: zmq.Frame) -> None:
+        descriptor = _descriptor(frame)
+        listener = None if descriptor is None else self._listeners.get(descriptor)
+        if listener is not None and listener.subscriptions:
+            listener.subscriptions -= 1
+
+    def _cut(self, descriptor: int, listener: _Listener) -> None:
+        self._listeners.pop(descriptor, None)
+        self.cut += 1
+        log.warning("broker ends a subscriber's connection: %s is not admitted", listener.user)
+        # Looked at once more: the number may have become another connection's.
+        if peer_of(descriptor) == listener.peer:
+            peer_of(descriptor, cut=True)
+
+
+def _descriptor(frame: zmq.Frame) -> int | None:
+    try:
+        return int(str(frame.get("__fd")))
+    except zmq.ZMQError:  # libzmq's own message about a connection that has ended
+        return None

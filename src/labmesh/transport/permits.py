@@ -1,0 +1,198 @@
+"""What each request needs of its sender, asked before anything is done about it."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from labmesh.protocol.access import Action
+from labmesh.protocol.batches import read_entries
+from labmesh.protocol.messages import (
+    DIRECTORY_REQUESTS,
+    INGEST_REQUESTS,
+    RELAY_REQUESTS,
+    RETRIEVE_REQUESTS,
+    Access,
+    Acquire,
+    Annotate,
+    Batch,
+    BatchResult,
+    BreakLease,
+    Call,
+    CallState,
+    Cancel,
+    DeleteDataset,
+    Failure,
+    GetCall,
+    GetStatus,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    Message,
+    More,
+    Ping,
+    PurgeDataset,
+    Release,
+    Renew,
+    Reply,
+    Request,
+    RestoreDataset,
+)
+from labmesh.transport.keys import Security
+
+__all__ = ["Permits"]
+
+log = logging.getLogger(__name__)
+
+_REQUESTS: tuple[type[Message], ...] = (
+    *DIRECTORY_REQUESTS,
+    *RELAY_REQUESTS,
+    *INGEST_REQUESTS,
+    *RETRIEVE_REQUESTS,
+)
+#: What is not named here is to look at something. A call needs what its method does.
+_NEEDS: dict[type[Message], Action] = {
+    Hello: "register",
+    Heartbeat: "register",
+    Goodbye: "register",
+    Call: "write",
+    Batch: "write",
+    Cancel: "read",
+    More: "read",
+    GetCall: "read",
+    Acquire: "lease",
+    Renew: "lease",
+    Release: "lease",
+    BreakLease: "break",
+    Annotate: "annotate",
+    DeleteDataset: "delete",
+    RestoreDataset: "delete",
+    PurgeDataset: "delete",
+    **dict.fromkeys(INGEST_REQUESTS, "upload"),
+    Ping: "look",
+    GetStatus: "look",
+}
+_ACTIONS: dict[type[Message], Action] = {each: _NEEDS.get(each, "look") for each in _REQUESTS}
+#: Where a request says who asks, in words of its own.
+_SIGNED: dict[type[Message], str] = {
+    Acquire: "holder",
+    BreakLease: "by",
+    Annotate: "who",
+    DeleteDataset: "who",
+}
+_NAME_CHARS = 256
+_TRACEBACK = "remote_traceback"
+#: Replies in which the traceback of a driver may stand.
+_TELLING = (Failure, CallState, BatchResult)
+
+
+class Permits:
+    """Asks for one socket who may do what, and tells viewers nothing of a driver's inside.
+
+    :param name: of the node, for the log.
+    :param relay: the relay's id, where the socket is a relay's.
+    :param only_reads: whether a method of its driver, by name and access, changes nothing.
+    """
+
+    def __init__(
+        self,
+        security: Security,
+        name: str,
+        *,
+        relay: str = "",
+        only_reads: Callable[[str, Access], bool] | None = None,
+    ) -> None:
+        assert security.permissions is not None
+        self._check = security.permissions.check
+        self._guard = security.guard
+        self._are_viewers = security.guard is None and security.password_role == "viewer"
+        self._name = name
+        self._relay = relay
+        self._only_reads = only_reads
+
+    @classmethod
+    def of(
+        cls,
+        security: Security,
+        name: str,
+        *,
+        relay: str = "",
+        only_reads: Callable[[str, Access], bool] | None = None,
+    ) -> Permits | None:
+        """None: everybody may do everything, so that nobody has to be asked."""
+        if security.permissions is None:
+            return None
+        return cls(security, name, relay=relay, only_reads=only_reads)
+
+    def check(self, request: Request, user: str) -> None:
+        """Whether its sender may have this done.
+
+        :raises Forbidden: no; the text says why, and who can help.
+        :raises ProtocolError: a batch that cannot be read.
+        """
+        if isinstance(request, Call):
+            self._check_call(user, request.method, request.access)
+        elif isinstance(request, Batch):
+            for each in read_entries(request.calls):
+                self._check_call(user, each.method, each.access)
+        elif isinstance(request, Hello):
+            node = request.node
+            self._check(user, "register", node_id=node.node_id, kind=node.kind)
+        elif isinstance(request, Heartbeat | Goodbye):
+            kind = user.partition(":")[0]
+            self._check(user, "register", node_id=request.node_id, kind=kind)
+        else:
+            action = _ACTIONS[type(request)]
+            # Whoever looks at a relay does not use it.
+            relay = "" if action == "look" else self._relay
+            self._check(user, action, relay=relay)
+
+    def signed(self, request: Request, user: str) -> Request:
+        """A request with the name that its sender has proved, where it tells one for the record."""
+        field = _SIGNED.get(type(request))
+        grant = None if field is None or self._guard is None else self._guard.grant_of(user)
+        if field is None or grant is None:
+            return request
+        told = str(getattr(request, field))
+        name = grant.name if told in ("", grant.name) else f"{grant.name} ({told})"
+        return replace(request, **{field: name[:_NAME_CHARS]})
+
+    def _check_call(self, user: str, method: str, access: Access) -> None:
+        reads = self._only_reads is not None and self._only_reads(method, access)
+        self._check(user, "read" if reads else "write", relay=self._relay, method=method)
+
+    def told(self, reply: Reply, user: str) -> Reply:
+        """A reply as its asker may read it: viewers get a number that this node's log explains in
+        the place of a traceback, which shows code and paths.
+        """
+        if type(reply) not in _TELLING or not self._is_viewer(user):
+            return reply
+        if isinstance(reply, Failure | CallState):
+            return replace(reply, detail=self._without_inside(reply.detail, user))
+        assert isinstance(reply, BatchResult)
+        outcomes = [
+            [*each[:2], self._without_inside(each[2], user)]
+            if len(each) > 2 and isinstance(each[2], dict)
+            else each
+            for each in reply.outcomes
+        ]
+        return replace(reply, outcomes=outcomes)
+
+    def _is_viewer(self, user: str) -> bool:
+        if self._guard is None:
+            return self._are_viewers
+        grant = self._guard.grant_of(user)
+        return grant is None or grant.role == "viewer"
+
+    def _without_inside(self, detail: dict[str, Any], user: str) -> dict[str, Any]:
+        inside = detail.get(_TRACEBACK)
+        if not inside:
+            return detail
+        number = secrets.token_hex(4)
+        log.warning("%s: error %s, as %s was told:\n%s", self._name, number, user, inside)
+        rest = {key: each for key, each in detail.items() if key != _TRACEBACK}
+        return {**rest, "error_id": number}
