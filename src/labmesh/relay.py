@@ -290,6 +290,7 @@ class RelayAgent(Member):
                 self.node_id,
                 relay=self.node_id,
                 only_reads=self._table.only_reads,
+                has_come=self._desk.has_come,
             ),
         )
         self._desk.worker.uploader = self._uploads.upload_from_thread

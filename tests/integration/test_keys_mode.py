@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -369,6 +370,29 @@ async def test_another_role_holds_at_once_on_links_that_live(lab: Lab) -> None:
 
     print(f"an operator after {await becomes('operator', allowed=True):.2f} s")
     print(f"a viewer again after {await becomes('viewer', allowed=False):.2f} s")
+
+
+async def test_a_call_that_ran_is_not_told_that_it_did_not_when_its_role_has_changed(
+    lab: Lab,
+) -> None:
+    lab.admit("ana", "operator")
+    relay = await lab.open()
+    guard = relay._sockets.security.guard
+    assert guard is not None
+    own = lab.keys.pairs["ana"]
+    with keyed_socket(zmq.DEALER, relay.endpoints["rpc"], own, guard.identity.public) as socket:
+
+        async def answer_to(call_id: str) -> dict[str, Any]:
+            call = {"type": "call", "id": call_id, "session": "s1", "method": "set_voltage"}
+            socket.send(json.dumps({**call, "args": [2.0]}).encode())
+            await until(lambda: socket.poll(0), LIMIT_S)
+            return json.loads(socket.recv())
+
+        assert (await answer_to("1"))["value"] == 2.0
+        lab.keys.change("ana", "viewer")
+        await until(lambda: guard.grant_of(lab.keys.grant("ana", "viewer").user).role == "viewer")
+        assert (await answer_to("1"))["value"] == 2.0
+        assert (await answer_to("2"))["name"] == "forbidden"
 
 
 async def test_without_the_broker_the_list_that_was_taken_last_holds(lab: Lab) -> None:

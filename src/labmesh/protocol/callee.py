@@ -146,6 +146,10 @@ class Callee:
             self._past.refuse_used(owner, request.id)
         return None
 
+    def has_come(self, owner: Owner, request_id: str) -> bool:
+        """Whether this call is open, or has ended and is remembered."""
+        return (owner, request_id) in self._calls
+
     def accept(self, opened: OpenCall) -> None:
         """Take a new call in.
 

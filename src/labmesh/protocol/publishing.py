@@ -20,7 +20,7 @@ from labmesh.protocol.ids import shown
 
 __all__ = ["Publications", "Refused", "Why"]
 
-#: ``forged``: a topic of somebody else, a header that lies about its publisher, or what is no event.
+#: ``forged``: somebody else's topic, a header that lies about its publisher, or what is no event.
 #: ``replayed``: not newer than what came before. ``unknown``: no grant (any more). ``muted``.
 Why = Literal["forged", "replayed", "unknown", "muted"]
 

@@ -149,6 +149,11 @@ class CallDesk:
 
     # ── requests, under the lock ────────────────────────────────────────────────────────────────
 
+    def has_come(self, user: str, request: Invocation) -> bool:
+        """Whether a user's call comes once more: it is answered, and does not run again."""
+        session = request.session
+        return bool(session) and self._callee.has_come((user, session), request.id)
+
     def handle(self, request: Request, origin: Origin) -> Answer:
         """Answer a request about calls and leases; None: it is answered when the call ends."""
         if isinstance(request, Call):

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from labmesh.errors import Forbidden
 from labmesh.protocol.access import Action
 from labmesh.protocol.batches import read_entries
 from labmesh.protocol.messages import (
@@ -32,6 +33,7 @@ from labmesh.protocol.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    Invocation,
     Message,
     More,
     Ping,
@@ -90,12 +92,18 @@ _TRACEBACK = "remote_traceback"
 _TELLING = (Failure, CallState, BatchResult)
 
 
+def _never(_user: str, _request: Invocation) -> bool:
+    return False
+
+
 class Permits:
     """Asks for one socket who may do what, and tells viewers nothing of a driver's inside.
 
     :param name: of the node, for the log.
     :param relay: the relay's id, where the socket is a relay's.
     :param only_reads: whether a method of its driver, by name and access, changes nothing.
+    :param has_come: whether a user's call came before: it was allowed then, and "it was not run"
+        would be wrong.
     """
 
     def __init__(
@@ -105,6 +113,7 @@ class Permits:
         *,
         relay: str = "",
         only_reads: Callable[[str, Access], bool] | None = None,
+        has_come: Callable[[str, Invocation], bool] | None = None,
     ) -> None:
         assert security.permissions is not None
         self._check = security.permissions.check
@@ -113,6 +122,7 @@ class Permits:
         self._name = name
         self._relay = relay
         self._only_reads = only_reads
+        self._has_come = has_come or _never
 
     @classmethod
     def of(
@@ -122,11 +132,12 @@ class Permits:
         *,
         relay: str = "",
         only_reads: Callable[[str, Access], bool] | None = None,
+        has_come: Callable[[str, Invocation], bool] | None = None,
     ) -> Permits | None:
         """None: everybody may do everything, so that nobody has to be asked."""
         if security.permissions is None:
             return None
-        return cls(security, name, relay=relay, only_reads=only_reads)
+        return cls(security, name, relay=relay, only_reads=only_reads, has_come=has_come)
 
     def check(self, request: Request, user: str) -> None:
         """Whether its sender may have this done.
@@ -134,11 +145,8 @@ class Permits:
         :raises Forbidden: no; the text says why, and who can help.
         :raises ProtocolError: a batch that cannot be read.
         """
-        if isinstance(request, Call):
-            self._check_call(user, request.method, request.access)
-        elif isinstance(request, Batch):
-            for each in read_entries(request.calls):
-                self._check_call(user, each.method, each.access)
+        if isinstance(request, Call | Batch):
+            self._check_invocation(request, user)
         elif isinstance(request, Hello):
             node = request.node
             self._check(user, "register", node_id=node.node_id, kind=node.kind)
@@ -161,9 +169,16 @@ class Permits:
         name = grant.name if told in ("", grant.name) else f"{grant.name} ({told})"
         return replace(request, **{field: name[:_NAME_CHARS]})
 
-    def _check_call(self, user: str, method: str, access: Access) -> None:
-        reads = self._only_reads is not None and self._only_reads(method, access)
-        self._check(user, "read" if reads else "write", relay=self._relay, method=method)
+    def _check_invocation(self, request: Call | Batch, user: str) -> None:
+        calls = (request,) if isinstance(request, Call) else read_entries(request.calls)
+        try:
+            for each in calls:
+                reads = self._only_reads is not None and self._only_reads(each.method, each.access)
+                action: Action = "read" if reads else "write"
+                self._check(user, action, relay=self._relay, method=each.method)
+        except Forbidden:
+            if not self._has_come(user, request):
+                raise
 
     def told(self, reply: Reply, user: str) -> Reply:
         """A reply as its asker may read it: viewers get a number that this node's log explains in

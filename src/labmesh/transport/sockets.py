@@ -173,8 +173,8 @@ class Sockets:
         address = parse_connect(endpoint)
         expected = self._expected_key(endpoint)
         socket = self._made(kind)
-        # Not a SUB, which sends nothing: with it, libzmq throws away what came in before a break, and
-        # aborts the process when it does so in the middle of a message that is being read.
+        # Not a SUB, which sends nothing: with it, libzmq throws away what came in before a break,
+        # and aborts the process when that happens in the middle of a message that is being read.
         socket.immediate = kind != zmq.SUB
         socket.connect_timeout = _CONNECT_TIMEOUT_MS
         socket.reconnect_ivl = _RECONNECT_MS
