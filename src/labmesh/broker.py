@@ -98,7 +98,7 @@ class DirectoryBroker(Node):
         self._sequencer = Sequencer(self.node_id, self.epoch)
         self._directory_moved = asyncio.Event()
         self._proxy = Proxy(self._sockets, xsub, xpub, epoch=self.epoch)
-        self._access = AccessDesk(self._sockets.security)
+        self._access = AccessDesk(self._sockets.security, self._drop_revoked)
         self._service = Service(
             self._sockets,
             rpc,
@@ -198,6 +198,15 @@ class DirectoryBroker(Node):
     def _publish(self, name: str, kind: str, value: object) -> None:
         event = self._sequencer.next(name, time=time.time(), kind=kind)
         self._proxy.publish(name, encode_event(event), encode_value(value))
+
+    def _drop_revoked(self) -> None:
+        """Nobody is sent to a node whose key was revoked."""
+        now = time.monotonic()
+        for node in self._directory.nodes():
+            if self._access.is_revoked(node):
+                text = "%s %s is not listed any more: its key was revoked"
+                log.warning(text, node.kind, node.node_id)
+                self._perform(self._directory.goodbye(node.node_id, node.epoch, now))
 
     async def _probe(self, probe: Probe) -> None:
         alive = await is_alive(self._sockets, probe.record, _PROBE_S)

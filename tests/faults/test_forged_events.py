@@ -137,11 +137,11 @@ async def test_nobody_hears_what_was_forged_or_replayed(
                 )
                 for name in (RELAY, BANK, REVOKED)
             }
+            # Not before it hears something does it hear everything.
+            await until(lambda: listener.marks(f"state.{HONEST}"), 10.0)
             for name, socket in attackers.items():
                 await admitted(socket)
                 await first_events(socket, name)
-            # Not before it is heard is everything that is published heard.
-            await until(lambda: listener.marks(f"state.{HONEST}"), 10.0)
             await until(lambda: relay._publisher is not None and relay._publisher.up)
             published = 0
             while not listener.marks(f"event.{HONEST}"):

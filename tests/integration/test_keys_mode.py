@@ -354,6 +354,23 @@ async def test_what_is_revoked_is_dead_within_a_second_on_links_that_live(lab: L
         await lab.client("ana")
 
 
+async def test_a_node_whose_key_was_revoked_is_not_listed_and_not_heard_any_more(lab: Lab) -> None:
+    lab.admit("ana", "operator")
+    await lab.open()
+    client = await lab.client("ana")
+    states: list[float] = []
+    client.on_state(lambda *_: states.append(time.monotonic()))
+    await until(lambda: states, LIMIT_S)
+    lab.keys.revoke("psu-1")
+    revoked_at = time.monotonic()
+    while await client.list_nodes():
+        assert time.monotonic() < revoked_at + DEAD_S
+    await asyncio.sleep(DEAD_S)  # what comes after it must not come: nobody announces that
+    assert max(states) < revoked_at + DEAD_S
+    with pytest.raises(LookupError):
+        await client.get_relay_agent("psu-1", wait=0.1)
+
+
 async def test_another_role_holds_at_once_on_links_that_live(lab: Lab) -> None:
     lab.admit("ana", "viewer")
     await lab.open()

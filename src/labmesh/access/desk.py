@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
 from labmesh.errors import Busy, Forbidden, NotFound
-from labmesh.protocol.messages import AccessList, NodeRecord, WatchAccess
+from labmesh.protocol.messages import AccessList, Grant, NodeRecord, WatchAccess
 from labmesh.protocol.rates import Rate
 from labmesh.transport.keys import Security
 from labmesh.transport.service import Answer, Origin
@@ -25,9 +26,13 @@ _MAY_WATCH = ("relay", "bank", "broker", "admin")
 
 
 class AccessDesk:
-    """Answers for the broker, on the running loop."""
+    """Answers for the broker, on the running loop.
 
-    def __init__(self, security: Security) -> None:
+    :param changed: called after each change of the allow-list.
+    """
+
+    def __init__(self, security: Security, changed: Callable[[], None]) -> None:
+        self._on_change = changed
         self._guard = security.guard
         self._mode = security.mode
         self._loop = asyncio.get_running_loop()
@@ -45,6 +50,13 @@ class AccessDesk:
             raise Busy(f"{node.node_id} says hello too often; wait a second, and say it once")
         grant = None if self._guard is None else self._guard.grant_of(origin.user)
         return replace(node, server_key="" if grant is None else grant.key)
+
+    def is_revoked(self, node: NodeRecord) -> bool:
+        """Whether the key that a listed node has proved is no longer that of this node."""
+        if self._guard is None or not node.server_key:
+            return False
+        grant = Grant(name=node.node_id, role=node.kind, key=node.server_key)
+        return self._guard.grant_of(grant.user) is None
 
     async def watch(self, request: WatchAccess, origin: Origin) -> Answer:
         """The allow-list, once it is another one than the asker has; at the latest after 20 s.
@@ -74,3 +86,4 @@ class AccessDesk:
     def _wake(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        self._on_change()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
-from labmesh.errors import LabmeshError, NoSpace, NotFound, NotSent, Stopping
+from labmesh.errors import AuthenticationError, LabmeshError, NoSpace, NotFound, NotSent, Stopping
 from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.messages import GetStatus, ListNodes, NodeList, NodeRecord, Status
 from labmesh.protocol.spooling import BankRoom, roomiest
@@ -118,10 +118,17 @@ class Banks:
 
     async def _listed(self) -> list[NodeRecord]:
         banks = await self._list()
-        if self._sockets.security.guard is not None:
-            for each in banks:
+        if self._sockets.security.guard is None:
+            return banks
+        trusted = []
+        for each in banks:
+            try:
                 await asyncio.to_thread(self._sockets.learn, each)
-        return banks
+                trusted.append(each)
+            except AuthenticationError as exc:
+                # One bank that is not trusted is no reason to do without the others.
+                log.warning("%s is left out: %s", each.node_id, exc)
+        return trusted
 
     async def _fresh(self, banks: list[NodeRecord]) -> list[BankRoom]:
         now = time.monotonic()

@@ -139,6 +139,17 @@ def ended(callee: Callee, call_id: int, owner: Owner = ONE, now: float = 0.0) ->
     return opened
 
 
+def test_a_call_has_come_while_it_is_open_or_remembered() -> None:
+    callee = Callee()
+    opened = OpenCall(ONE, PEER, "1", "ramp", math.inf, True, 0.0)
+    assert not callee.has_come(ONE, "1")
+    callee.accept(opened)
+    assert callee.has_come(ONE, "1")
+    assert not callee.has_come(TWO, "1")
+    callee.finish(opened, "returned", [b"reply"], 1.0)
+    assert callee.has_come(ONE, "1")
+
+
 def test_a_call_is_found_while_it_is_open_and_by_its_own_connection_only() -> None:
     callee = Callee()
     opened = taken(callee, call("1"))

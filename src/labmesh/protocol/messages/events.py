@@ -31,7 +31,7 @@ class Stamp(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     broker: Annotated[str, EPOCH]
     time: float
-    by: Annotated[str, Meta(max_length=128)] = ""
+    by: Annotated[str, Meta(max_length=160)] = ""
 
 
 class PresenceChange(Struct, frozen=True, kw_only=True, omit_defaults=True):
