@@ -83,6 +83,7 @@ VOLTS = ValueLimits(unit="V", lowest=0.0, highest=30.0, choices=["0.0", "'off'"]
 GET_STATE = MethodInfo(
     name="get_state", read_only=True, idempotent=True, timeout_s=2.5, limits={"return": VOLTS}
 )
+ALICE = messages.Grant(name="alice", role="viewer", key="0" * 40, relays=("psu-*",), not_after=2.5)
 VOLTAGE = ValueInfo(name="voltage", type="float", settable=True, limits=VOLTS)
 
 
@@ -116,6 +117,8 @@ def example(kind: type[Message]) -> Message:
         list[str]: ["good", "cold"],
         list[messages.Condition]: [messages.Condition(field="meta.T", op="<", value=0.05)],
         list[messages.Annotation]: [messages.Annotation(time=2.5, add_tags=["good"])],
+        tuple[messages.Grant, ...]: (ALICE,),
+        tuple[str, ...]: ("0" * 40,),
         list[messages.TrashEntry]: [messages.TrashEntry(record=SCAN, deleted=1.5, purge=2.5)],
         list[typing.Any]: [1, {"$a": math.inf}],
         dict[str, typing.Any]: {"$value": [None, b"\0"], "b": np.float32(0.5)},
@@ -142,6 +145,8 @@ def plain(declared: typing.Any) -> typing.Any:
         declared = typing.get_args(declared)[0]
     if typing.get_origin(declared) is list:
         return list[plain(typing.get_args(declared)[0])]
+    if typing.get_origin(declared) is tuple:
+        return tuple[plain(typing.get_args(declared)[0]), ...]
     return getattr(declared, "__supertype__", declared)
 
 

@@ -16,7 +16,6 @@ from labmesh.errors import ProtocolError, TooLarge
 from labmesh.protocol.codec import Codec, Limits, encode_value
 from labmesh.protocol.messages import (
     DIRECTORY_REQUESTS,
-    ID_PATTERN,
     INGEST_REQUESTS,
     RELAY_REQUESTS,
     REPLIES,
@@ -107,7 +106,9 @@ def value_of(declared: types.Type, odd: bool) -> st.SearchStrategy[Any]:
 def _value_of(declared: types.Type) -> st.SearchStrategy[Any]:
     match declared:
         case types.StrType(pattern=str() as pattern):
-            return st.just("a" if pattern == ID_PATTERN else "0" * 64)
+            # Ids, keys in Z85, digests.
+            fitting = ("a", "0" * 40, "0" * 64)
+            return st.just(next(each for each in fitting if re.search(pattern, each)))
         case types.StrType(min_length=least, max_length=most):
             return st.text(min_size=least or 0, max_size=min(most or 20, 64))
         case types.IntType(ge=least, le=most):
@@ -127,6 +128,8 @@ def _value_of(declared: types.Type) -> st.SearchStrategy[Any]:
             )
         case types.ListType(item_type=each):
             return st.lists(_value_of(each), max_size=2)
+        case types.VarTupleType(item_type=each):
+            return st.lists(_value_of(each), max_size=2).map(tuple)
         case types.DictType(value_type=each):
             return st.dictionaries(texts, _value_of(each), max_size=3)
         case types.LiteralType(values=choices):
