@@ -33,11 +33,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _forget_the_keys_of_this_user(config: pytest.Config) -> None:
     """Who runs the tests may have keys of a network of their own: no node here is to use them."""
-    for name in ("LMH_KEYS_DIR", "LMH_IDENTITY", "LMH_SECURITY", "LMH_NETWORK"):
+    named = ("LMH_KEYS_DIR", "LMH_IDENTITY", "LMH_SECURITY", "LMH_NETWORK", "LMH_AUDIT_DIR")
+    for name in named:
         os.environ.pop(name, None)
     folder = tempfile.mkdtemp(prefix="labmesh-tests-config-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     os.environ["XDG_CONFIG_HOME"] = folder
+    os.environ["XDG_STATE_HOME"] = f"{folder}/state"
 
 
 def _share_compiled_modules(config: pytest.Config) -> None:

@@ -32,6 +32,8 @@ class Candidate:
     over_tcp: bool = True
     #: the folder that labmesh is imported from; None: what is installed
     sources: Path | None = None
+    #: of a labmesh: how its nodes are secured; *audit* is *keys* with the audit journal
+    security: Literal["open", "password", "keys", "audit"] = "open"
 
     @property
     def is_peer(self) -> bool:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from harness.candidates import Candidate, chosen, with_baseline
+from harness.candidates import Candidate, Measurement, chosen, with_baseline
 from harness.environments import Environments, default_folder
 from harness.profiling import prepare, summary, wrappers
 from harness.programs import Programs
 from harness.report import document, text
-from harness.rounds import run
+from harness.rounds import Results, Start, run
 from harness.suite import Pace, Suite
 
 __all__ = ["main"]
@@ -40,8 +40,7 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
     if options.measure is not None:
         every = [*suite.measurements, *suite.on_demand]
         measurements = [each for each in every if each.name in options.measure]
-    usual = suite.quick if options.quick else suite.full
-    pace = Pace(options.rounds or usual.rounds, options.seconds or usual.seconds, usual.warm_up_s)
+    pace = _pace(suite, options)
     environments = Environments(options.env)
 
     def start(candidate: Candidate) -> Programs:
@@ -52,7 +51,7 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _interrupt)
     try:
-        results = run(suite, candidates, measurements, pace, start)
+        results = _run_parts(suite, candidates, measurements, options, start)
     except KeyboardInterrupt:
         print("interrupted: all processes were ended, there are no results", file=sys.stderr)
         return 130
@@ -63,6 +62,34 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(document(results, pace), indent=1), encoding="utf-8")
     return 0 if results.rounds else 1
+
+
+def _pace(suite: Suite, options: argparse.Namespace) -> Pace:
+    usual = suite.quick if options.quick else suite.full
+    return Pace(options.rounds or usual.rounds, options.seconds or usual.seconds, usual.warm_up_s)
+
+
+def _run_parts(
+    suite: Suite,
+    candidates: Sequence[Candidate],
+    measurements: Sequence[Measurement],
+    options: argparse.Namespace,
+    start: Start,
+) -> Results:
+    """Run a suite, or those of its parts of which something is to be measured."""
+    if not suite.parts:
+        return run(suite, candidates, measurements, _pace(suite, options), start)
+    results = Results(suite, candidates, measurements)
+    names = {each.name for each in candidates}
+    for part in suite.parts:
+        wanted = [each for each in measurements if each in part.measurements]
+        if wanted:
+            its_own = list(part.candidates)
+            if options.baseline is not None:
+                its_own = with_baseline(its_own, options.baseline)
+            its_own = [each for each in its_own if each.name in names]
+            results.add(run(part, its_own, wanted, _pace(part, options), start))
+    return results
 
 
 def _parser(suite: Suite) -> argparse.ArgumentParser:

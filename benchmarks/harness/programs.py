@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from harness.candidates import Candidate
+from harness.key_folder import KeysFailed, made_keys
 
 __all__ = ["PEERS", "PeerFailed", "Program", "Programs"]
 
@@ -159,6 +160,8 @@ class Programs:
         self._wrapper = wrapper or {}
         self._running = ExitStack()
         self._servers: list[Program] = []
+        #: of labmesh
+        self._settings: dict[str, str] = {}
         #: of the distributions that the client uses
         self.versions: dict[str, str] = {}
 
@@ -197,6 +200,7 @@ class Programs:
         return {key: grown for key, grown in found.items() if grown is not None}
 
     def _start(self, running: ExitStack) -> None:
+        self._settings = self._secured(running)
         addresses: list[str] = []
         for role in self.candidate.servers:
             server = self._program(running, role, addresses[-1:])
@@ -215,8 +219,29 @@ class Programs:
         running.callback(program.close)
         return program
 
+    def _secured(self, running: ExitStack) -> dict[str, str]:
+        """The settings by which the nodes of a labmesh are secured."""
+        match self.candidate.security:
+            case "open":
+                return {}
+            case "password":
+                return {"LMH_NETWORK_PASSWORD": "the word of a benchmark"}
+            case kind:
+                folder = running.enter_context(tempfile.TemporaryDirectory(prefix="labmesh-keys-"))
+                audit = str(Path(folder, "audit")) if kind == "audit" else "off"
+                settings = {
+                    "LMH_SECURITY": "keys",
+                    "LMH_KEYS_DIR": str(Path(folder, "keys")),
+                    "LMH_AUDIT_DIR": audit,
+                }
+                try:
+                    made_keys(self._python, {**self._environ(), **settings})
+                except KeysFailed as exc:
+                    raise PeerFailed(str(exc)) from exc
+                return settings
+
     def _environ(self) -> dict[str, str]:
-        """No settings of labmesh; its sources only for what is to measure them."""
+        """No settings of labmesh but the candidate's; its sources only for what measures them."""
         environ = {
             name: value
             for name, value in os.environ.items()
@@ -224,4 +249,4 @@ class Programs:
         }
         if self.candidate.sources is not None:
             environ["PYTHONPATH"] = str(self.candidate.sources)
-        return environ
+        return {**environ, **self._settings}

@@ -13,7 +13,7 @@ from harness.candidates import Candidate, Measurement
 from harness.programs import PeerFailed, Programs
 from harness.suite import Pace, Suite
 
-__all__ = ["Results", "run"]
+__all__ = ["Results", "Start", "run"]
 
 #: What one measurement of one candidate gave in one round.
 Figures = dict[str, float]
@@ -57,6 +57,14 @@ class Results:
     def keep(self, candidate: str, measurement: str, figures: Figures) -> None:
         """Add what a round gave."""
         self.rounds.setdefault(candidate, {}).setdefault(measurement, []).append(figures)
+
+    def add(self, part: Results) -> None:
+        """Take over what a part gave."""
+        for name, measured in part.rounds.items():
+            self.rounds.setdefault(name, {}).update(measured)
+        self.failures.update(part.failures)
+        for name, versions in part.versions.items():
+            self.versions[name] = {**self.versions.get(name, {}), **versions}
 
     def drop(self, candidate: str, reason: str) -> None:
         """A candidate that failed is left out, with all its figures."""

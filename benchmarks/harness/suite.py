@@ -44,3 +44,6 @@ class Suite:
     quick: Pace = Pace(rounds=2, seconds=0.1, warm_up_s=0.05)
     #: what is measured only when it is asked for by name
     on_demand: Sequence[Measurement] = ()
+    #: what is measured one after the other, each with programs of its own for the same candidates;
+    #: together their measurements are those of this suite
+    parts: Sequence[Suite] = ()

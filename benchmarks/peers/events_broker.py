@@ -1,40 +1,72 @@
 """labmesh's broker between plain sockets: what the broker itself carries, whoever its clients are.
 
 ``…-password`` has a network password: everything is encrypted, and the broker looks up who
-publishes, with each event.
+publishes, with each event. ``…-keys`` has a key for each node, and the broker lets through what is
+new and of the publisher's own; there, and where ``…-open`` and ``…-password`` are to do the same
+work, each event has a number.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
+from collections.abc import Callable, Sequence
 
 from eventing import NODE, answer_events, serve_publisher
 from measuring import announce, stdin_closed
 from plain_events import audience, publisher
 
 import labmesh
+from labmesh.access.keyring import KeyFolder
 from labmesh.protocol.codec import encode_event
 from labmesh.protocol.messages import Event
-from labmesh.transport.keys import Security
+from labmesh.transport.keys import KeyPair, Security
 
 _ROLE, _, _KIND = sys.argv[1].partition("-")
 _ANYWHERE = "tcp://127.0.0.1:*"
-_HEADER = encode_event(
-    Event(publisher=NODE, epoch="0123456789abcdef", sequence=1, time=1.7e9, kind="sample")
-)
+_EPOCH = "0123456789abcdef"
+
+
+def _header(sequence: int) -> bytes:
+    return encode_event(
+        Event(publisher=NODE, epoch=_EPOCH, sequence=sequence, time=1.7e9, kind="sample")
+    )
+
+
+def _headers() -> Sequence[bytes] | Callable[[], Sequence[bytes]]:
+    if not _KIND:
+        return [_header(1)]
+    numbers = itertools.count(1)
+    return lambda: [_header(next(numbers))]
+
+
+def _security() -> Security:
+    if _KIND == "keys":
+        return Security.resolve()
+    mode = "password" if _KIND == "password" else "open"
+    return Security.resolve(mode=mode, environ={"LMH_NETWORK_PASSWORD": "of a benchmark"})
+
+
+def _client_keys(security: Security) -> tuple[bytes, KeyPair] | None:
+    """The broker's public key, and the pair of those who connect; None: nothing is encrypted."""
+    if security.keys is not None:
+        return security.keys.server.public, security.keys.client
+    if security.folder is not None and _KIND == "keys":
+        folder = KeyFolder(security.folder)
+        return folder.broker_keys()[0], folder.identity(NODE).pair
+    return None
 
 
 async def _serve() -> None:
-    mode = "password" if _KIND == "password" else "open"
-    security = Security.resolve(mode=mode, environ={"LMH_NETWORK_PASSWORD": "of a benchmark"})
+    security = _security()
     broker = labmesh.DirectoryBroker(_ANYWHERE, _ANYWHERE, _ANYWHERE, security=security)
     async with broker:
         await broker.ready
         words = [str(broker.xsub), str(broker.xpub)]
-        if (keys := security.keys) is not None:
-            pair = keys.client
-            words += [each.decode() for each in (keys.server.public, pair.public, pair.secret)]
+        if (keys := _client_keys(security)) is not None:
+            server_key, pair = keys
+            words += [each.decode() for each in (server_key, pair.public, pair.secret)]
         announce(" ".join(words))
         await stdin_closed()
 
@@ -44,6 +76,6 @@ if __name__ == "__main__":
         case "broker":
             asyncio.run(_serve())
         case "publish":
-            asyncio.run(serve_publisher(publisher([_HEADER])))
+            asyncio.run(serve_publisher(publisher(_headers())))
         case _:
             answer_events(audience(4), "pyzmq", "msgspec")

@@ -243,7 +243,7 @@ async def _measure_async(client: AsyncCalls, order: dict[str, Any]) -> dict[str,
             lanes = client.lanes(order["width"])
             started = perf_counter()
             deadline = started + seconds
-            counts = await asyncio.gather(*(_repeat(each, deadline) for each in lanes))
+            counts = await asyncio.gather(*(repeat(each, deadline) for each in lanes))
             return _rate(sum(counts), perf_counter() - started)
         case other:
             raise ValueError(f"unknown measurement {other!r}")
@@ -273,7 +273,8 @@ async def _timed_async(call: Callable[[], Awaitable[object]], seconds: float) ->
     return times
 
 
-async def _repeat(call: Callable[[], Awaitable[object]], deadline: float) -> int:
+async def repeat(call: Callable[[], Awaitable[object]], deadline: float) -> int:
+    """Call again and again until the deadline; how often."""
     count = 0
     while perf_counter() < deadline:
         await call()

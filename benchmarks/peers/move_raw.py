@@ -4,7 +4,7 @@ Both sides take the SHA-256 in a thread of its own while the bytes pass; the ser
 CRC-32 of each piece, as a bank does, by which it looks at every piece that it reads again. Files
 are written under another name, synced, renamed, and their folder is synced; on the server a record
 of each follows by the same rule. What a bank does beyond that is its own: it makes uploads durable
-on the way, and has a catalogue.
+on the way, and has a catalogue. ``…-curve`` encrypts.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from zlib import crc32
 
 import zmq
+from curved import connect, encrypt
 from measuring import announce, end_with_stdin
 from moving import CHUNK_BYTES, answer_moves, data_folder, sync_folder
 
@@ -96,14 +97,15 @@ def _keep_record(folder: Path, name: str, sha256: str) -> None:
     sync_folder(folder)
 
 
-def serve() -> None:
+def serve(*, encrypted: bool) -> None:
     """Answer until the end of the process."""
     with data_folder() as folder, zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         end_with_stdin(lambda: shutil.rmtree(folder))
         records = folder / "records"
         records.mkdir()
+        words = encrypt([router]) if encrypted else []
         router.bind("tcp://127.0.0.1:*")
-        announce(router.getsockopt_string(zmq.LAST_ENDPOINT))
+        announce(" ".join([router.getsockopt_string(zmq.LAST_ENDPOINT), *words]))
         parts: dict[bytes, _Part] = {}
         sums: dict[bytes, Sequence[int]] = {}
         digests: dict[bytes, bytes] = {}
@@ -188,12 +190,12 @@ class _Raw:
 @contextmanager
 def _opened(address: str) -> Iterator[_Raw]:
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
-        dealer.connect(address)
+        connect(dealer, address)
         yield _Raw(dealer)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve()
+    if sys.argv[1].startswith("serve"):
+        serve(encrypted=sys.argv[1] == "serve-curve")
     else:
         answer_moves(_opened, "pyzmq")

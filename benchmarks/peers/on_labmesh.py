@@ -16,6 +16,7 @@ from measuring import (
     answer_async,
     answer_blocking,
     by_threads,
+    repeat,
     stdin_closed,
 )
 from numpy.typing import NDArray
@@ -93,6 +94,34 @@ class _Async:
         return [self.call] * width
 
 
+class _Both(_Blocking):
+    """Calls one by one as a script makes them, many at a time as a program with asyncio does."""
+
+    def __init__(self, psu: Any, runner: asyncio.Runner, awaited: Any) -> None:
+        super().__init__(psu)
+        self._runner = runner
+        self._awaited = awaited
+
+    def in_flight(self, width: int, deadline: float) -> int:
+        return self._runner.run(self._in_flight(width, deadline))
+
+    async def _in_flight(self, width: int, deadline: float) -> int:
+        lanes = self._awaited.lanes(width)
+        return sum(await asyncio.gather(*(repeat(each, deadline) for each in lanes)))
+
+
+@contextmanager
+def _both(broker: str) -> Iterator[_Both]:
+    with asyncio.Runner() as runner, labmesh.connect(broker) as mesh:
+        client = labmesh.DirectorClientAgent(broker_rpc=broker)
+        runner.run(client.connect())
+        try:
+            awaited = _Async(runner.run(client.get_relay_agent(_RELAY)))
+            yield _Both(mesh[_RELAY], runner, awaited)
+        finally:
+            runner.run(client.close())
+
+
 @asynccontextmanager
 async def _async(broker: str) -> AsyncIterator[_Async]:
     async with labmesh.DirectorClientAgent(broker_rpc=broker) as client:
@@ -108,6 +137,8 @@ def main() -> None:
             asyncio.run(_serve(sys.argv[2]))
         case "ask-async":
             answer_async(_async, "pyzmq", "msgspec", "numpy")
+        case "ask-both":
+            answer_blocking(_both, "pyzmq", "msgspec", "numpy")
         case _:
             answer_blocking(_blocking, "pyzmq", "msgspec", "numpy")
 

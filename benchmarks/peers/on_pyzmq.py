@@ -1,7 +1,8 @@
 """The limit: blocking DEALER and ROUTER sockets that send frames as they are. No names, no types.
 
 The server sends a request of 64 bytes back, and answers any other with the array of so many bytes.
-``serve`` does it the quickest way; ``serve-multipart`` as it is usually written.
+``serve`` does it the quickest way; ``serve-multipart`` as it is usually written. ``…-curve``
+encrypts.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from time import perf_counter
 
 import numpy as np
 import zmq
+from curved import connect, encrypt
 from measuring import ARRAY_BYTES, VOLTAGE, announce, answer_blocking, end_with_stdin
 from numpy.typing import NDArray
 
 _FRAME = b"%-64.1f" % VOLTAGE
 
 
-def serve(*, multipart: bool) -> None:
+def serve(*, multipart: bool, encrypted: bool) -> None:
     """Answer until the end of the process."""
     end_with_stdin()
     arrays = {b"%d" % size: np.arange(size // 8, dtype=np.float64).data for size in ARRAY_BYTES}
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        words = encrypt([router]) if encrypted else []
         router.bind("tcp://127.0.0.1:*")
-        announce(router.getsockopt_string(zmq.LAST_ENDPOINT))
+        announce(" ".join([router.getsockopt_string(zmq.LAST_ENDPOINT), *words]))
         if multipart:
             _echo_multipart(router, arrays)
         else:
@@ -82,12 +85,13 @@ class _Raw:
 @contextmanager
 def _opened(address: str) -> Iterator[_Raw]:
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
-        dealer.connect(address)
+        connect(dealer, address)
         yield _Raw(dealer)
 
 
 if __name__ == "__main__":
     if sys.argv[1].startswith("serve"):
-        serve(multipart=sys.argv[1] == "serve-multipart")
+        kind = sys.argv[1].partition("-")[2]
+        serve(multipart=kind == "multipart", encrypted=kind == "curve")
     else:
         answer_blocking(_opened, "pyzmq", "numpy")

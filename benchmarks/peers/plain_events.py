@@ -26,19 +26,22 @@ _LOOK_MS = 50
 
 
 def publisher(
-    header: Sequence[bytes],
+    header: Sequence[bytes] | Callable[[], Sequence[bytes]],
 ) -> Callable[[str], AbstractAsyncContextManager[Callable[[bytes], Awaitable[None]]]]:
-    """What publishes events of three frames: topic, ``header`` (none: of two), payload."""
+    """What publishes events of three frames: topic, ``header`` (none: of two), payload.
+
+    :param header: the same for all, or what makes the next one.
+    """
 
     @asynccontextmanager
     async def opened(address: str) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
         context = zmq.Context()
         socket = _connected(context, zmq.PUB, address, 0)
         send = socket.send
-        first = [TOPIC, *header]
 
         async def publish(payload: bytes) -> None:
-            for each in first:
+            send(TOPIC, _MORE)
+            for each in header() if callable(header) else header:
                 send(each, _MORE)
             send(payload, _NOBLOCK)
 

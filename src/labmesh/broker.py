@@ -206,7 +206,7 @@ class DirectoryBroker(Node):
             if self._access.is_revoked(node):
                 text = "%s %s is not listed any more: its key was revoked"
                 log.warning(text, node.kind, node.node_id)
-                self._perform(self._directory.goodbye(node.node_id, node.epoch, now))
+                self._perform(self._directory.goodbye(node.node_id, node.epoch, now, "revoked"))
 
     async def _probe(self, probe: Probe) -> None:
         alive = await is_alive(self._sockets, probe.record, _PROBE_S)
@@ -249,6 +249,7 @@ class DirectoryBroker(Node):
             "insecure": self._sockets.security.insecure,
             "admits": self._sockets.admits,
             "events_refused": self._proxy.refused,
+            "audit_lost": None if self.audit is None else self.audit.lost,
             "xsub_port": self.xsub.port,
             "xpub_port": self.xpub.port,
         }

@@ -232,7 +232,9 @@ class DirectorClientAgent(ClientNode):
     async def follow_states(self, relay_id: str | None = None) -> None:
         """Begin to receive states, and wait until the last one of each relay is here.
 
-        :param relay_id: an id or a pattern; None: all relays.
+        :param relay_id: an id or a pattern; None: all relays, which is never refused.
+        :raises ConnectionError: the broker does not answer.
+        :raises Busy: it keeps no more topics, and refused this one.
         """
         await self.at_home(self._follow_states(relay_id))
 
@@ -310,6 +312,7 @@ class DirectorClientAgent(ClientNode):
         then on is heard, or told as a gap.
 
         :raises ConnectionError: the broker does not answer.
+        :raises Busy: it keeps no more topics, and refused a subscription; the log says so as well.
         """
         await self.at_home(self._subscribed())
 

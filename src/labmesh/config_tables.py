@@ -69,6 +69,7 @@ _Folder = Meta(
     pattern=r"^[^\x00-\x1f]+\Z",
     description="a folder (between double quotes a backslash is written twice)",
 )
+_AuditFolder = Meta(pattern=r"^[^\x00-\x1f]+\Z", description='a folder, or "off"')
 _Size = Meta(description='an amount of storage such as "10 GB"', extra={"check": parse_size})
 _Days = Meta(ge=0, le=36_500, description="days, from 0 to 36500")
 _Hours = Meta(ge=0.01, le=87_600, description="hours, from 0.01 to 87600")
@@ -193,6 +194,9 @@ class SecurityTable(Struct, frozen=True, kw_only=True):
     keys_dir: Annotated[str, _Folder] | None = None
     #: what who knows the password may do at the nodes of this file
     password_role: Annotated[Literal["viewer", "operator", "admin"], _PasswordRole] = "operator"
+    #: the folder of the journals of who did what; None: where nodes have keys, in the user's folder
+    #: of states; "off": no journal
+    audit_dir: Annotated[str, _AuditFolder] | None = None
 
 
 class RelayEntry(Struct, frozen=True, kw_only=True):

@@ -268,6 +268,7 @@ class Member(Node):
             "heartbeat_age_s": time.monotonic() - max(beats) if beats else None,
             "events_up": self._publisher is not None and self._publisher.up,
             "admits": self._sockets.admits,
+            "audit_lost": None if self.audit is None else self.audit.lost,
         }
         if self._spare_rpc:
             facts |= {

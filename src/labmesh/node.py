@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, ClassVar, Self, TypeVar
 
+from labmesh.access.audit import Audit, audit_of
 from labmesh.access.guard import guard_of
 from labmesh.errors import Stopping
 from labmesh.events.log_stream import owner
@@ -19,6 +20,7 @@ from labmesh.protocol.ids import check_id
 from labmesh.transport.keys import Security
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.watchdog import watch_authenticator
+from labmesh.version import __version__
 
 __all__ = ["Node", "in_words", "seconds", "security_of_node"]
 
@@ -59,6 +61,8 @@ class Node:
         #: this incarnation; another one after each start
         self.epoch = _new_epoch()
         self._security = security
+        #: who did what here, since the last start; None: nobody keeps a record
+        self.audit: Audit | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._lent: set[asyncio.Task[Any]] = set()
         self._started_at: float | None = None
@@ -78,7 +82,11 @@ class Node:
         """
         security = security_of_node(self._security, self.kind, self.node_id)
         self._begin()
+        self.audit = audit_of(security, self.kind, self.node_id)
         self._sockets = Sockets(security, self.node_id)
+        if self.audit is not None:
+            self._sockets.witness = self.audit
+            self.audit.begin(security, __version__)
         if security.guard is not None:
             security.guard.open()
         # Tasks and callbacks that are made here take it along: what they log is this node's.
@@ -212,6 +220,8 @@ class Node:
                     if (guard := self._sockets.security.guard) is not None:
                         guard.close()
                     self._sockets.close_all()
+                    if self.audit is not None:
+                        self.audit.close()
                     self._ended.set()
                     self._is_ready.set()
                     log.info("%s %s has stopped", self.kind, self.node_id)

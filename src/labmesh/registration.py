@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 _RETRY_S, _RETRY_MAX_S = 0.1, 2.0
 _REQUEST_S = 2.0
 _GOODBYE_S = 1.0
-#: The log says once in so long why there is no broker.
-_PATIENCE_S = 5.0
+#: After so long the log says why there is no broker.
+_PATIENCE_S = 1.5
 
 
 class Registration:

@@ -265,7 +265,10 @@ class RelayAgent(Member):
             self._publish_news,
             threads=self._threads,
             max_queue=self._max_queue,
+            audit=self.audit,
         )
+        if self.audit is not None:
+            self.audit.describe(self._table)
         self._states = StateStream(
             self.node_id,
             self._table,

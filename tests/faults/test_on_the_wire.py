@@ -1,9 +1,9 @@
-"""What somebody who listens to the wire can read: with a password nothing, without one everything.
+"""What somebody who listens to the wire can read: with a password or with keys nothing, else all.
 
     pytest tests/faults/test_on_the_wire.py -s
 
-prints how often each thing was found. The run without a password is the control: it shows that the
-search would find what is there.
+prints how often each thing was found. The open run is the control: it shows that the search would
+find what is there.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import struct
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from tests.support.hearing import Heard
+from tests.support.keyed import KeyedLab
 from tests.support.recording import Wire
 from tests.support.sniffing import Sniffer
 from tests.support.specified import CONTENT, SpecifiedPrograms
@@ -100,10 +101,49 @@ class BankBehindWire(DataBank):
         return {name: self.wire.front(each) for name, each in super()._endpoints().items()}
 
 
-async def talk(wire: Wire, security: Security, folder: Path) -> None:
+class Secured(NamedTuple):
+    """What each node of a network is secured with, and what nobody may read of it."""
+
+    broker: Security
+    relay: Security
+    bank: Security
+    client: Security
+    secrets: dict[str, bytes]
+
+
+def opened() -> Secured:
+    """Neither password nor keys: the control."""
+    return Secured(*[Security.resolve(environ={})] * 4, secrets={})
+
+
+def with_password() -> Secured:
+    """The password, and what was made of it, are secret."""
+    security = Security.resolve(environ={"LMH_NETWORK_PASSWORD": PASSWORD})
+    assert security.keys is not None
+    secrets = {"password": PASSWORD.encode()}
+    for side, pair in (("servers'", security.keys.server), ("clients'", security.keys.client)):
+        secrets[f"{side} secret key"] = z85.decode(pair.secret)
+        secrets[f"{side} secret key, as text"] = pair.secret
+    return Secured(*[security] * 4, secrets=secrets)
+
+
+def with_keys(folder: Path) -> Secured:
+    """Secret keys are secret, and nobody sees by the public ones who it is that talks."""
+    lab = KeyedLab(folder)
+    relay, bank = lab.admit("Wombat-0", "relay"), lab.admit("burrow-0", "bank")
+    client = lab.admit("bandicoot", "operator")
+    secrets = {"client's name": b"bandicoot"}
+    for name, pair in {"broker": lab.broker_pair, **lab.pairs}.items():
+        for half, key in (("secret", pair.secret), ("public", pair.public)):
+            secrets[f"{name}: {half} key"] = z85.decode(key)
+            secrets[f"{name}: {half} key, as text"] = key
+    return Secured(lab.broker, relay, bank, client, secrets)
+
+
+async def talk(wire: Wire, secured: Secured, folder: Path) -> None:
     """A network whose every connection goes over the wire, and everything that it can say."""
     async with AsyncExitStack() as nodes:
-        broker = DirectoryBroker(ANYWHERE, ANYWHERE, ANYWHERE, security=security)
+        broker = DirectoryBroker(ANYWHERE, ANYWHERE, ANYWHERE, security=secured.broker)
         await nodes.enter_async_context(broker)
         rpc, xsub, xpub = (wire.front(str(each)) for each in (broker.rpc, broker.xsub, broker.xpub))
         relay = RelayBehindWire(
@@ -113,7 +153,7 @@ async def talk(wire: Wire, security: Security, folder: Path) -> None:
             ANYWHERE,
             xsub,
             state_interval=0.1,
-            security=security,
+            security=secured.relay,
         )
         bank = BankBehindWire(
             ingest_bind=ANYWHERE,
@@ -122,13 +162,13 @@ async def talk(wire: Wire, security: Security, folder: Path) -> None:
             broker_rpc=rpc,
             broker_xsub=xsub,
             bank_id="burrow-0",
-            security=security,
+            security=secured.bank,
         )
         for node in (relay, bank):
             node.wire = wire
             await nodes.enter_async_context(node)
             await node.ready
-        client = DirectorClientAgent(broker_rpc=rpc, broker_xpub=xpub, security=security)
+        client = DirectorClientAgent(broker_rpc=rpc, broker_xpub=xpub, security=secured.client)
         await nodes.enter_async_context(client)
         await ask(client, relay)
 
@@ -152,30 +192,24 @@ async def ask(client: DirectorClientAgent, relay: RelayAgent) -> None:
     assert await bank.read(dataset_id) == PAYLOAD
 
 
-def secrets_of(security: Security) -> dict[str, bytes]:
-    """The password, and what was made of it."""
-    assert security.keys is not None
-    secrets = {"password": PASSWORD.encode()}
-    for side, pair in (("servers'", security.keys.server), ("clients'", security.keys.client)):
-        secrets[f"{side} secret key"] = z85.decode(pair.secret)
-        secrets[f"{side} secret key, as text"] = pair.secret
-    return secrets
-
-
-async def test_nothing_that_a_network_with_a_password_says_can_be_read(tmp_path: Path) -> None:
-    closed = Security.resolve(environ={"LMH_NETWORK_PASSWORD": PASSWORD})
-    opened = Security.resolve(environ={})
-    secrets = secrets_of(closed)
-    async with asyncio.timeout(LIMIT_S), Wire() as private, Wire() as public:
-        await talk(private, closed, tmp_path / "closed")
-        await talk(public, opened, tmp_path / "opened")
-    print(f"{'':28} with password  without   ({private.size:,} and {public.size:,} bytes heard)")
+async def test_nothing_that_a_secured_network_says_can_be_read(tmp_path: Path) -> None:
+    networks = {"password": with_password(), "keys": with_keys(tmp_path / "lab"), "open": opened()}
+    wires = {}
+    async with asyncio.timeout(LIMIT_S), AsyncExitStack() as stack:
+        for mode, secured in networks.items():
+            wires[mode] = await stack.enter_async_context(Wire())
+            await talk(wires[mode], secured, tmp_path / mode)
+    secrets = networks["password"].secrets | networks["keys"].secrets
+    print("", *(f"{mode} ({wire.size:,} bytes heard)" for mode, wire in wires.items()), sep="  ")
     for name, needle in (SAID | secrets).items():
-        print(f"{name:28} {private.count(needle):13}  {public.count(needle):7}")
-    assert [name for name, needle in (SAID | secrets).items() if private.count(needle)] == []
-    assert [name for name, needle in SAID.items() if not public.count(needle)] == []
-    assert [name for name, needle in secrets.items() if public.count(needle)] == []
-    assert private.size > public.size > 2 * len(PAYLOAD)
+        print(f"{name:36}", *(f"{wire.count(needle):5}" for wire in wires.values()))
+    for mode in ("password", "keys"):
+        read = [name for name, needle in (SAID | secrets).items() if wires[mode].count(needle)]
+        assert read == [], mode
+        assert wires[mode].size > wires["open"].size
+    assert [name for name, needle in SAID.items() if not wires["open"].count(needle)] == []
+    assert [name for name, needle in secrets.items() if wires["open"].count(needle)] == []
+    assert wires["open"].size > 2 * len(PAYLOAD)
 
 
 def listen_to_the_programs(folder: Path, environ: Mapping[str, str]) -> Sniffer:

@@ -172,7 +172,7 @@ async def test_the_first_message_after_the_news_of_a_connection_is_sent(sockets:
             if news == "up":
                 sent.append(client.send([b"%d" % number]))
 
-        watching = Monitor(monitor, Health("the router", encrypted=False), on_news)
+        watching = Monitor(monitor, endpoint_of(address), Health("the router"), on_news)
         await until(lambda sent=sent: sent)
         outcomes += sent
         watching.close()

@@ -53,12 +53,13 @@ async def test_a_node_says_what_it_speaks_and_counts_no_intruder(
     ("answer", "and_closes", "mechanism"),
     [
         (NO_SIGNATURE, False, ""),
+        (b"SSH-2.0-x\r\n", False, ""),
         (b"", True, ""),
         (SIGNATURE, True, ""),
         (SIGNATURE + b"\x03\x00GSSAPI".ljust(22, b"\0"), True, "GSSAPI"),
         (SIGNATURE + b"\x03\x00\xff\xfe".ljust(22, b"\0"), False, "\ufffd\ufffd"),
     ],
-    ids=["HTTP", "nothing", "half of a greeting", "another mechanism", "no text"],
+    ids=["HTTP", "SSH", "nothing", "half of a greeting", "another mechanism", "no text"],
 )
 async def test_other_programs(answer: bytes, and_closes: bool, mechanism: str) -> None:
     async with saying(answer, and_closes=and_closes) as endpoint:

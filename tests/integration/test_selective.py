@@ -14,7 +14,7 @@ from tests.support.peers import until
 
 import labmesh
 from labmesh import DirectorClientAgent
-from labmesh.errors import NoAnswer, ProtocolError
+from labmesh.errors import Busy, NoAnswer, ProtocolError
 from labmesh.events.reading import Reading
 from labmesh.protocol.interests import MAX_PREFIXES
 from labmesh.testing import LocalMesh, ScriptedInstrument
@@ -218,3 +218,46 @@ async def test_two_clients_do_not_take_each_others_subscriptions(mesh: LocalMesh
 async def _closed(*clients: DirectorClientAgent) -> None:
     for each in clients:
         await each.close()
+
+
+@pytest.mark.parametrize("limit", ["of the broker", "of one connection"])
+async def test_who_is_refused_a_subscription_is_told(
+    mesh: LocalMesh, limit: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await mesh.client()
+    heard = Heard()
+    client.on_state(heard, "psu-1")
+    await client.subscribed()
+    proxy = mesh.broker._proxy
+    if limit == "of the broker":
+        proxy._admission._max_topics = len(proxy._admission._topics)
+    else:
+        (listener,) = proxy._audience._listeners.values()
+        proxy._audience._most = listener.subscriptions
+    refused = client.on_state(heard, "dmm-1")
+    with pytest.raises(
+        Busy, match=r"refused a subscription to state\.dmm-1 and 1 more: .*\(name none\)"
+    ):
+        await client.subscribed()
+    assert "does not hear everything: the broker refused" in caplog.text
+    refused.cancel()
+    await refused.closed()
+    await client.subscribed()
+    with pytest.raises(Busy, match=r"refused a subscription to state\.psu-10 and 1 more"):
+        await client.follow_states("psu-10")
+    others = await mesh.client()
+    await others.follow_states()
+    assert {each for each, _ in heard.items} == {"psu-1"}
+
+
+async def test_a_refusal_is_told_also_to_who_does_not_ask(
+    mesh: LocalMesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = await mesh.client()
+    mesh.broker._proxy._admission._max_topics = 0
+    client.on_event(Heard(), "psu-1")
+    await until(lambda: "refused a subscription to event.psu-1 and 1 more" in caplog.text)
+    # Whole families are always admitted.
+    other = await mesh.client()
+    other.on_event(Heard())
+    await other.subscribed()

@@ -304,6 +304,8 @@ def test_an_endless_message_of_one_is_not_the_end_of_others(shared: Shared) -> N
 class Doorkeeper:
     """Sockets whose handshakes prove a name: that of the next one in a list."""
 
+    witness = None
+
     def __init__(self, *names: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._names = iter(names)

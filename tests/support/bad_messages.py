@@ -22,7 +22,7 @@ from tests.support.bad_packs import bad_packs
 
 from labmesh.protocol.msgpack_values import ARRAY
 
-__all__ = ["Case", "attack", "cases_for", "dealer"]
+__all__ = ["Case", "attack", "cases_for", "code_of", "dealer"]
 
 _BAD_OR_LARGE = (400, 413)
 _DROPPED = (None,)
@@ -69,14 +69,15 @@ def attack(role: str, canary: str, endpoint: str) -> list[int | None]:
             else:
                 with dealer(endpoint) as peer:
                     peer.send_multipart(case.frames)
-                    codes[number] = _code(peer, REPLY_MS)
+                    codes[number] = code_of(peer, REPLY_MS)
         until = time.monotonic() + DROP_MS / 1000
         for number, peer in silent.items():
-            codes[number] = _code(peer, max(0, round(1000 * (until - time.monotonic()))))
+            codes[number] = code_of(peer, max(0, round(1000 * (until - time.monotonic()))))
     return [codes[number] for number in range(len(cases))]
 
 
-def _code(peer: zmq.Socket[bytes], patience_ms: int) -> int | None:
+def code_of(peer: zmq.Socket[bytes], patience_ms: int) -> int | None:
+    """The error code of the next answer, 0 for one that is no error, None where none comes."""
     if not peer.poll(patience_ms):
         return None
     # A delimiter is given back.

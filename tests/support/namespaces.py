@@ -34,11 +34,12 @@ class Host:
     """One host of a lab.
 
     :param name: its namespace.
+    :param short_name: what the lab calls it.
     :param address: its address at the switch.
     """
 
-    def __init__(self, name: str, address: str, processes: ExitStack) -> None:
-        self.name = name
+    def __init__(self, name: str, short_name: str, address: str, processes: ExitStack) -> None:
+        self.name, self.short_name = name, short_name
         self.address = address
         self._processes = processes
 
@@ -76,6 +77,18 @@ class Host:
         process = _ProcessOnHost(self, arguments, cwd=cwd, environ=environ)
         return self._processes.enter_context(process)
 
+    def type(
+        self, line: str, *, cwd: str | os.PathLike[str], environ: Mapping[str, str]
+    ) -> Process:
+        """Start a line of shell, which is one command, on a machine that is called as this host is.
+
+        Both its outputs come as one, in order.
+        """
+        script = f"hostname {self.short_name} && exec 2>&1 && exec {line}"
+        words = ["unshare", "--uts", "sh", "-c", script]
+        process = _ProcessOnHost(self, words, cwd=cwd, environ=environ, is_python=False)
+        return self._processes.enter_context(process)
+
 
 class Lab:
     """Hosts at one switch; a context manager.
@@ -102,7 +115,8 @@ class Lab:
             _run("ip", "-n", switch, "link", "set", "switch", "up")
             processes = ExitStack()
             for number, name in zip(itertools.count(1), self._names, strict=False):
-                host = Host(_namespace(f"{lab}-{name}", stack), f"{_NETWORK}.{number}", processes)
+                namespace = _namespace(f"{lab}-{name}", stack)
+                host = Host(namespace, name, f"{_NETWORK}.{number}", processes)
                 _plug_in(host, switch, port=f"port{number}")
                 self._hosts[name] = host
             stack.callback(processes.close)
@@ -114,8 +128,17 @@ class Lab:
 
 
 class _ProcessOnHost(Process):
-    def __init__(self, host: Host, arguments: Sequence[str | os.PathLike[str]], **options: object):
+    def __init__(
+        self,
+        host: Host,
+        arguments: Sequence[str | os.PathLike[str]],
+        *,
+        is_python: bool = True,
+        **options: object,
+    ) -> None:
         super().__init__(arguments, **options)  # type: ignore[arg-type]
+        if not is_python:
+            self._command = self._command[1:]
         # "ip netns exec" becomes the program itself: pid and signals are the program's.
         self._command = [*host.prefix, *self._command]
 

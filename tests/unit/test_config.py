@@ -300,7 +300,7 @@ def test_relays_stand_under_two_brackets_and_the_others_under_one(folder: Path) 
         (
             "[security]\nzzz = 5\n",
             "[security] zzz: unknown key; the keys here are mode, network, insecure, keys_dir, "
-            "password_role",
+            "password_role, audit_dir",
         ),
         ('[security]\n"a\\tb" = 5\n', "[security] 'a\\tb': unknown key; the keys here are"),
     ],

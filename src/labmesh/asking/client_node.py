@@ -27,6 +27,7 @@ from labmesh.protocol.messages import (
     Fetch,
     Fetched,
     NodeRecord,
+    PresenceChange,
     Reply,
     Request,
     Result,
@@ -48,7 +49,8 @@ T = TypeVar("T")
 R = TypeVar("R", bound=Reply)
 
 _FETCH_S = 10.0
-_WAITING_LOG_S = 5.0
+#: Why there is no broker is said first after so long, and then again.
+_FIRST_LOG_S, _WAITING_LOG_S = 1.5, 5.0
 
 
 class ClientNode(Node):
@@ -177,23 +179,26 @@ class ClientNode(Node):
         return self._calls
 
     async def _wait_for_broker(self, deadline: float, timeout: float) -> None:
+        patience_s = _FIRST_LOG_S
         while True:
             left_s = deadline - time.monotonic()
             try:
-                await self._broker.wait_up(max(0.0, min(left_s, _WAITING_LOG_S)))
+                await self._broker.wait_up(max(0.0, min(left_s, patience_s)))
                 return
             except AuthenticationError:
                 raise
             except LinkLost as exc:
                 if self._stopping is not None:
                     raise Stopping("this client was closed while it was connecting") from exc
-                if left_s <= _WAITING_LOG_S:
+                if left_s <= patience_s:
                     raise LinkLost(
                         f"no broker after {timeout:g} s: {exc} Start one with 'labmesh broker', or "
                         "give another address (LMH_BROKER, labmesh.toml)",
+                        **exc.detail,
                         tried=", ".join(filter(None, (self.broker_rpc, self.spare_rpc))),
                     ) from exc
                 log.warning("still waiting for the broker: %s", exc)
+                patience_s = _WAITING_LOG_S
 
     async def _begin_feed(self, deadline: float) -> None:
         endpoint = await self._event_address(deadline)
@@ -206,8 +211,13 @@ class ClientNode(Node):
             self._list_nodes,
             self._ask_bank,
         )
-        self._feed.watch_presence(self._roster.announced)
+        self._feed.watch_presence(self._announced)
         await self._feed.begin(deadline - time.monotonic())
+
+    def _announced(self, change: PresenceChange) -> None:
+        self._roster.announced(change)
+        if change.reason == "revoked" and self._links is not None:
+            self._links.cut_off(change.node.node_id)
 
     async def _ask_bank(self, bank_id: str, request: Request, reply: type[R]) -> R:
         answer, _ = await self._nodes.request(

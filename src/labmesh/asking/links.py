@@ -82,6 +82,13 @@ class NodeLinks:
         self._links.clear()
         self.to_relays.clear()
 
+    def cut_off(self, node_id: str) -> None:
+        """End the links to a node that is not to be trusted any more."""
+        for key in [each for each in self._links if each.partition(" ")[0] == node_id]:
+            self._links.pop(key).close()
+        self.to_relays.pop(node_id, None)
+        self._seen.pop(node_id, None)
+
     def get(self, node_id: str, endpoint: str = "rpc") -> Link | None:
         """The link to a socket of a node, if one was asked for."""
         return self._links.get(f"{node_id} {endpoint}")

@@ -13,6 +13,7 @@ from cyclopts.completion.detect import ShellDetectionError
 
 import labmesh
 from labmesh.cli import (
+    audit,
     data_care,
     data_folders,
     data_transfers,
@@ -102,6 +103,15 @@ def _build() -> App:
     root.command(nodes.bank, group=run)
     root.command(nodes.relay, group=run)
     root.command(_keys(look))
+    journals = App(
+        name="audit",
+        help="The journals of who did what: show them, check that they are whole.",
+        group=look,
+        help_format="plaintext",
+    )
+    journals.command(audit.show, name="show")
+    journals.command(audit.verify, name="verify")
+    root.command(journals)
     passwords = App(
         name="password",
         help="The password of a network: a new one.",

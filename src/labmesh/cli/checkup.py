@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import platform
 import shutil
 import socket
@@ -22,6 +21,7 @@ from labmesh.config import Config
 from labmesh.errors import LabmeshError
 from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.messages import GetStatus, Status
+from labmesh.transport.greeting import Greeting
 from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets, curve_available, versions
@@ -35,10 +35,10 @@ __all__ = [
     "descriptors",
     "file_is_valid",
     "folder",
+    "held_by_another",
     "installation",
     "labmesh_ports",
     "ports_held",
-    "protection",
     "wiring",
 ]
 
@@ -47,7 +47,6 @@ OK: Level = "ok"
 WARN: Level = "warn"
 FAIL: Level = "FAIL"
 
-_SHORT_PASSWORD = 12
 _LITTLE_ROOM, _NO_ROOM = 1_000_000_000, 50_000_000
 _FEW_DESCRIPTORS = 1024
 _ASK_S = 1.0
@@ -81,7 +80,7 @@ def installation() -> Iterator[Finding]:
         yield Finding(OK, "encryption", "libzmq has CURVE")
     else:
         advice = "install pyzmq from its wheels: pip install --force-reinstall pyzmq"
-        text = "libzmq was built without CURVE: no network password is possible"
+        text = "libzmq was built without CURVE: neither keys nor a network password are possible"
         yield Finding(WARN, "encryption", text, advice)
 
 
@@ -132,22 +131,6 @@ def descriptors() -> Finding:
     return Finding(OK, "open files", limit)
 
 
-def protection(security: Security) -> Finding:
-    """Who may connect to nodes that are started here?"""
-    if security.mode == "password":
-        if len(os.environ.get("LMH_NETWORK_PASSWORD", "")) < _SHORT_PASSWORD:
-            text = f"the network password has fewer than {_SHORT_PASSWORD} characters"
-            advice = "whoever records the network can guess it: take four or more random words"
-            return Finding(WARN, "security", text, advice)
-        text = f"password set: everything is encrypted, network {security.network!r}"
-        return Finding(OK, "security", text)
-    if security.insecure:
-        text = "open and insecure: every computer of this network may use every instrument"
-        return Finding(WARN, "security", text, "set LMH_NETWORK_PASSWORD on every node instead")
-    text = "no password: only programs on this computer are let in"
-    return Finding(OK, "security", text)
-
-
 # ── ports ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -172,6 +155,24 @@ def _is_held(place: Address) -> bool:
         except OSError as exc:
             return exc.errno == errno.EADDRINUSE
     return False
+
+
+def held_by_another(held: HeldPort, met: Greeting, *, is_in_file: bool) -> Finding:
+    """Somebody holds a port of the configuration who did not answer as a node of this mesh."""
+    if met.found == "ZeroMQ":
+        return Finding(
+            WARN,
+            f"port {held.port}",
+            f"{held.key}: a node holds it that does not let commands here in, or a broker's events",
+            "if it is not meant so, stop it, or write another port, or *, into the file",
+        )
+    said = f" (it says {met.said!r})" if met.found == "other" else ""
+    return Finding(
+        FAIL if is_in_file else WARN,
+        f"port {held.port}",
+        f"{held.key}: a program holds it that is not labmesh, or stands still{said}",
+        "stop that program, or write another port, or *, into the file",
+    )
 
 
 async def labmesh_ports(security: Security, held: Sequence[HeldPort]) -> dict[int, str]:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
-from labmesh.cli import checkup
+from labmesh.cli import access_checkup, checkup, mesh_checkup
 from labmesh.cli.checkup import FAIL, OK, WARN, Finding
 from labmesh.cli.options import ClientOptions
 from labmesh.cli.outcomes import DONE, FAILED, outcome_of
-from labmesh.cli.output import Output, age
+from labmesh.cli.output import Output
 from labmesh.cli.running import connected, run
-from labmesh.client import DirectorClientAgent
 from labmesh.config import Config
-from labmesh.errors import ConfigError, LabmeshError, LinkLost
-from labmesh.events.reading import Reading
-from labmesh.protocol.addresses import is_loopback, parse_connect
-from labmesh.protocol.messages import NodeRecord, Ping, Pong, Status
+from labmesh.errors import AuthenticationError, ConfigError, LabmeshError, LinkLost
+from labmesh.node import security_of_node
+from labmesh.protocol.addresses import Address
+from labmesh.transport.greeting import greeting_at
+from labmesh.transport.keys import Security
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "examine"]
 
 _OPTIONS = ClientOptions()
-_PING_S = 2.0
 _CLOCKS_S = 2.5
-_CLOCK_DIFFERENCE_S = 2.0
 _STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
@@ -40,7 +36,7 @@ def doctor(*, options: ClientOptions = _OPTIONS) -> int:
         labmesh doctor
         labmesh doctor --broker lab-pc --json
     """
-    findings = run(_examine(options))
+    findings = run(_printed(options))
     worst = [each.level for each in findings]
     if FAIL in worst:
         options.out.say(f"{worst.count(FAIL)} of {len(findings)} checks failed.")
@@ -49,9 +45,9 @@ def doctor(*, options: ClientOptions = _OPTIONS) -> int:
     return DONE
 
 
-async def _examine(options: ClientOptions) -> list[Finding]:
+async def _printed(options: ClientOptions) -> list[Finding]:
     findings = []
-    async for finding in _all(options):
+    async for finding in examine(options):
         findings.append(finding)
         _print(finding, options.out)
     return findings
@@ -66,7 +62,8 @@ def _print(finding: Finding, out: Output) -> None:
         out.line(f"      {'':<14} {finding.advice}")
 
 
-async def _all(options: ClientOptions) -> AsyncIterator[Finding]:
+async def examine(options: ClientOptions) -> AsyncIterator[Finding]:
+    """All findings, one after the other; what stands in the way of the rest ends it."""
     for finding in checkup.installation():
         yield finding
     try:
@@ -84,168 +81,82 @@ async def _all(options: ClientOptions) -> AsyncIterator[Finding]:
     except ConfigError as exc:
         yield Finding(FAIL, "security", str(exc), "correct the variable, or [security] of the file")
         return
-    yield checkup.protection(security)
-    async for finding in _ports(config, options):
+    for finding in access_checkup.keys(security, config):
         yield finding
-    async for finding in _mesh(options):
+    try:
+        own = security_of_node(security, "client", "doctor")
+    except ConfigError as exc:
+        yield Finding(FAIL, "security", str(exc), "then run 'labmesh keys check'")
+        return
+    yield access_checkup.protection(own)
+    for finding in access_checkup.binds(security, config):
+        yield finding
+    async for finding in _ports(config, own):
+        yield finding
+    async for finding in _mesh(options, own):
         yield finding
 
 
-async def _ports(config: Config, options: ClientOptions) -> AsyncIterator[Finding]:
+async def _ports(config: Config, security: Security) -> AsyncIterator[Finding]:
     """Is each port of the file free, or held by labmesh?"""
     held = checkup.ports_held(config)
     if not held:
         yield Finding(OK, "ports", "every port of the configuration is free on this computer")
         return
-    ours = await checkup.labmesh_ports(options.security, held)
+    ours = await checkup.labmesh_ports(security, held)
     for each in held:
         if each.port in ours:
             yield Finding(OK, f"port {each.port}", f"{each.key}: {ours[each.port]} holds it")
             continue
-        yield Finding(
-            FAIL if config.path else WARN,
-            f"port {each.port}",
-            f"{each.key}: a program holds it that does not answer: it is not labmesh, stands "
-            "still, or has another password",
-            "stop that program, or write another port, or *, into the file",
-        )
+        met = await greeting_at(str(Address(each.host, each.port)))
+        yield checkup.held_by_another(each, met, is_in_file=config.path is not None)
 
 
-async def _mesh(options: ClientOptions) -> AsyncIterator[Finding]:
+async def _mesh(options: ClientOptions, security: Security) -> AsyncIterator[Finding]:
     """Is there a broker, is everybody reachable, do the clocks agree?"""
     try:
         async with connected(options) as client:
-            yield await _broker(client)
-            for finding in await _other_broker(client):
+            found = await mesh_checkup.broker(client)
+            yield found
+            if found.level == FAIL:
+                return
+            for finding in await mesh_checkup.other_broker(client):
                 yield finding
             nodes = await client.list_nodes()
             if not nodes:
                 advice = "start one: labmesh relay module:Class, labmesh bank, or labmesh up"
                 yield Finding(WARN, "nodes", "nobody is registered with the broker", advice)
                 return
-            for finding in await asyncio.gather(*(_node(client, each) for each in nodes)):
+            for finding in await asyncio.gather(*(mesh_checkup.node(client, n) for n in nodes)):
                 yield finding
-            for finding in _unreachable_elsewhere(nodes, client.broker_rpc):
+            for finding in mesh_checkup.unreachable_elsewhere(nodes, client.broker_rpc):
                 yield finding
-            yield await _clocks(client)
+            yield await mesh_checkup.clocks(client, _CLOCKS_S)
     except LabmeshError as exc:
-        yield Finding(FAIL, "broker", str(exc), _what_to_try(exc))
+        yield _no_broker(exc)
+        for finding in await _closer_look(exc, options, security):
+            yield finding
 
 
-def _what_to_try(exc: LabmeshError) -> str:
+def _no_broker(exc: LabmeshError) -> Finding:
     if isinstance(exc, LinkLost):
-        return "start one (labmesh up, labmesh broker), or name another one (--broker, LMH_BROKER)"
-    return outcome_of(exc).advice
+        advice = "start one (labmesh up, labmesh broker), or name another (--broker, LMH_BROKER)"
+    elif isinstance(exc, AuthenticationError):
+        advice = "all nodes and scripts of a network have the same mode: see docs/security.md"
+    else:
+        advice = outcome_of(exc).advice
+    return Finding(FAIL, "broker", str(exc), advice)
 
 
-async def _broker(client: DirectorClientAgent) -> Finding:
-    began = time.perf_counter()
-    status: Status = await client.broker_status()
-    seconds = time.perf_counter() - began
-    facts = status.facts
-    return Finding(
-        OK,
-        "broker",
-        f"{client.health().endpoint} answers in {age(seconds)}, up for {age(status.uptime_s)}: "
-        f"{facts.get('relays')} relays, {facts.get('banks')} banks, security "
-        f"{facts.get('security')}",
-    )
-
-
-async def _other_broker(client: DirectorClientAgent) -> list[Finding]:
-    """Where there are two brokers: does the one answer that is not followed?"""
-    brokers = client.brokers
-    if len(brokers) == 1:
-        return []
-    followed = client.health().endpoint
-    (other,) = (each for each in brokers if each.endpoint != followed)
-    name = "spare broker" if other.endpoint == client.spare_rpc else "first broker"
-    try:
-        await client.wait_for_broker(other.endpoint, _PING_S)
-    except LabmeshError as exc:
-        advice = (
-            "start it (labmesh broker --spare)"
-            if name == "spare broker"
-            else "start it again (labmesh broker); the clients stay with the spare meanwhile"
-        )
-        text = f"{other.endpoint} does not answer, {followed} is followed: {exc}"
-        return [Finding(WARN, name, text, advice)]
-    return [Finding(OK, name, f"{other.endpoint} answers; {followed} is followed")]
-
-
-async def _node(client: DirectorClientAgent, record: NodeRecord) -> Finding:
-    """Does a listed node answer at each place that it advertises?"""
-    check = f"{record.kind} {record.node_id}"
-    try:
-        began = time.perf_counter()
-        for endpoint in record.endpoints:
-            await client.request(
-                record.node_id, Ping(id="-"), Pong, timeout=_PING_S, endpoint=endpoint
-            )
-        seconds = (time.perf_counter() - began) / len(record.endpoints)
-    except LabmeshError as exc:
-        advice = (
-            f"is it running on {record.host} (pid {record.pid})? Does a firewall between here and "
-            "there let its port through? Is its [relay] or [bank] default_address right?"
-        )
-        return Finding(FAIL, check, f"is listed, but not reached: {exc}", advice)
-    text = f"answers in {age(seconds)} at {', '.join(record.endpoints.values())}"
-    if record.state != "live":
-        return Finding(WARN, check, f"{text}, but its heartbeats are late", "look at its log")
-    return Finding(OK, check, text)
-
-
-def _unreachable_elsewhere(nodes: list[NodeRecord], broker: str) -> Iterator[Finding]:
-    """A node that advertises a loopback address while the broker serves a whole network."""
-    if is_loopback(parse_connect(broker).host):
-        return
-    for record in nodes:
-        hosts = {parse_connect(each).host for each in record.endpoints.values()}
-        if any(is_loopback(each) for each in hosts):
-            table = "[relay]" if record.kind == "relay" else "[bank]"
-            yield Finding(
-                WARN,
-                f"{record.kind} {record.node_id}",
-                f"advertises {', '.join(sorted(hosts))}: only programs on {record.host} reach it",
-                f"write the address of {record.host} into {table} default_address there",
-            )
-
-
-async def _clocks(client: DirectorClientAgent) -> Finding:
-    """Compare this clock with that of each relay, by states that were sent just now."""
-    first: dict[str, int] = {}
-    differences: dict[str, float] = {}
-    heard = asyncio.Event()
-
-    def take(reading: Reading) -> None:
-        known = first.setdefault(reading.relay_id, reading.sequence)
-        if reading.sequence != known:  # the first one may have been kept by the broker for long
-            differences.setdefault(reading.relay_id, time.time() - reading.time)
-            if len(differences) == len(first):
-                heard.set()
-
-    subscription = client.on_reading(take)
-    # Silent relays are no trouble of the clocks: those that were heard are compared.
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_CLOCKS_S):
-            await heard.wait()
-    subscription.cancel()
-    return _compared(differences)
-
-
-def _compared(differences: dict[str, float]) -> Finding:
-    if not differences:
-        text = "no relay publishes states quickly enough to compare clocks"
-        return Finding(OK, "clocks", text)
-    worst = max(differences, key=lambda each: abs(differences[each]))
-    seconds = abs(differences[worst])
-    if seconds <= _CLOCK_DIFFERENCE_S:
-        text = f"those of {len(differences)} relays agree with this one within {age(seconds)}"
-        return Finding(OK, "clocks", text)
-    direction = "behind" if differences[worst] > 0 else "ahead of"
-    return Finding(
-        WARN,
-        "clocks",
-        f"the clock of {worst} is {age(seconds)} {direction} this one",
-        "switch on time synchronisation (NTP) on both computers; ages and times are wrong until",
-    )
+async def _closer_look(
+    exc: LabmeshError, options: ClientOptions, security: Security
+) -> list[Finding]:
+    """What can be found out beyond why the broker did not let this client in."""
+    endpoint = options.candidate.rpc
+    is_refused = isinstance(exc, AuthenticationError)
+    looks = []
+    if is_refused or exc.detail.get("met") == "ZeroMQ":
+        looks.append(mesh_checkup.wrong_door(security, endpoint))
+    if is_refused and security.mode == "password":
+        looks.append(access_checkup.near_password(security, endpoint))
+    return [each for each in await asyncio.gather(*looks) if each is not None]

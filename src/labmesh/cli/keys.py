@@ -25,6 +25,7 @@ from labmesh.access.changes import (
 )
 from labmesh.access.folder_check import check_folder
 from labmesh.access.keyring import BROKER, KeyFolder
+from labmesh.cli.audit import note
 from labmesh.cli.options import MeshOptions
 from labmesh.cli.outcomes import DONE, FAILED
 from labmesh.cli.output import Output
@@ -70,6 +71,7 @@ def init(
     """
     out, folder = options.out, folder_of(options)
     broker, owner = found_network(folder, admin or _user_name())
+    note(options, folder, "init", owner.grant, broker=broker.pair.fingerprint)
     out.line(f"network {folder.network}: keys in {folder.path}")
     out.line(f"broker  fingerprint {broker.pair.fingerprint}")
     out.line(f"{owner.name}  fingerprint {owner.pair.fingerprint}  (admin)")
@@ -155,6 +157,7 @@ def new(
     public = key_of_certificate(key) if key else folder.create(name, granted).public.decode()
     made = msgspec.structs.replace(grant, key=public)
     path = folder.authorize(made) if decides else None
+    note(options, folder, "new", made)
     _tell_of_new(options.out, folder, made, path, is_own=key is None)
     return DONE
 
@@ -248,6 +251,7 @@ def revoke(name: _Name, /, *, options: MeshOptions = _OPTIONS) -> int:
     """
     out, folder = options.out, folder_of(options)
     for each in folder.revoke(name):
+        note(options, folder, "revoke", each)
         out.line(f"{each.role} {each.name}  fingerprint {fingerprint(each.key)}  revoked")
         if out.json:
             out.record(_facts(each) | {"state": "revoked"})
@@ -284,6 +288,7 @@ def rotate(
         raise ConfigError("--finish is for the broker's key: labmesh keys rotate broker --finish")
     done = finish_broker_rotation(folder) if finish else rotate_key(folder, name)
     fresh = done.identity
+    note(options, folder, "rotate", fresh.grant, former=done.former.fingerprint)
     out.line(f"{fresh.role} {fresh.name}  fingerprint {fresh.pair.fingerprint}")
     out.line(f"{'':>{len(fresh.role)}} before  {done.former.fingerprint}")
     if out.json:

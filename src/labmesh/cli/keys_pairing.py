@@ -16,6 +16,7 @@ from cyclopts import Parameter
 from labmesh.access.guard import guard_of
 from labmesh.access.keyring import KeyFolder
 from labmesh.access.pairing import enter, terms_for
+from labmesh.cli.audit import note, note_invited
 from labmesh.cli.keys import folder_of
 from labmesh.cli.options import MeshOptions
 from labmesh.cli.outcomes import DONE
@@ -112,6 +113,7 @@ def invite(
     place = _reachable(host, options)
     code = PairingCode(_ipv4(place), port, secrets.token_bytes(SECRET_BYTES))
     with OpenInvitation(code, Address(_bind_host(place), port)) as opened:
+        note_invited(options, folder, terms.name, role=terms.role, minutes=minutes)
         _tell(code, place, terms, minutes, options)
         _warn(folder, terms, place, listening, options)
         invitation = Invitation(terms, ends_at=time.monotonic() + minutes * 60)
@@ -137,6 +139,7 @@ def _wait(
 
     def authorize(grant: Grant, address: str) -> None:
         folder.authorize(grant)
+        note(options, folder, "join", grant, address=address)
         mark = fingerprint(grant.key)
         out.say(f"{grant.role} {name} has joined from {address}; its key is {mark}")
         out.say(f"If that was somebody else: labmesh keys revoke {name}")

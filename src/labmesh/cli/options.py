@@ -24,6 +24,8 @@ _EVERYWHERE = Group("Options of every command", sort_key=99)
 _MESH = Group("The mesh", sort_key=98)
 
 _PATIENCE_S = 5.0
+#: Where it is certain by then that no broker is there, it is not waited for any longer.
+_CERTAIN_S = 1.2
 _WEEK_S = 604_800
 
 
@@ -139,6 +141,11 @@ class BrokerOptions(MeshOptions):
         """Seconds to wait for a broker."""
         return _PATIENCE_S
 
+    @property
+    def certain_s(self) -> float:
+        """Seconds after which no broker is waited for that is certainly not there."""
+        return _CERTAIN_S
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +157,7 @@ class ClientOptions(BrokerOptions):
         Parameter(
             group=_MESH,
             help="Seconds to wait for the broker, and then for an answer. Without it: 5 for the "
-            "broker; a call lasts as long as the relay shows that it runs.",
+            "broker, 1 where nobody listens; a call lasts as long as the relay shows that it runs.",
         ),
     ] = None
 
@@ -162,3 +169,7 @@ class ClientOptions(BrokerOptions):
     @property
     def patience_s(self) -> float:
         return _PATIENCE_S if self.timeout is None else self.timeout
+
+    @property
+    def certain_s(self) -> float:
+        return _CERTAIN_S if self.timeout is None else self.timeout

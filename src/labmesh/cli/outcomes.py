@@ -78,7 +78,7 @@ OUTCOMES: dict[type[BaseException], Outcome] = {
     TooLarge: Outcome(REFUSED, "store large values as a dataset: 'labmesh data put FILE'"),
     UnsupportedVersion: Outcome(REFUSED, "install the same version of labmesh on both sides"),
     AuthenticationError: Outcome(
-        REFUSED, "set LMH_NETWORK_PASSWORD to the network's password, or use --ask-password"
+        REFUSED, "'labmesh doctor' looks for the cause; --ask-password asks for a password here"
     ),
     Forbidden: Outcome(REFUSED, "ask whoever runs this network"),
     NotFound: Outcome(NOT_FOUND, "see 'labmesh ls' and 'labmesh data ls' for what is there"),

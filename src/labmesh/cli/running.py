@@ -16,6 +16,7 @@ from labmesh.cli.outcomes import DONE
 from labmesh.cli.output import Output, printable
 from labmesh.client import DirectorClientAgent
 from labmesh.config import Config
+from labmesh.discovery import BrokerCandidate
 from labmesh.errors import ConfigError, Conflict, LinkLost, StorageError
 from labmesh.events.log_stream import log_level
 from labmesh.loops import new_loop
@@ -23,9 +24,13 @@ from labmesh.node import Node
 
 __all__ = ["connected", "hold", "hold_open", "log_to_stderr", "on_sigterm", "run"]
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-_PATIENCE_S = 2.0
+_PATIENCE_S = 1.5
+#: What is met where no broker is, nor one that is slow.
+_NO_BROKER = ("nobody", "no such host", "other", "ZeroMQ")
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -44,16 +49,8 @@ async def connected(options: BrokerOptions) -> AsyncIterator[DirectorClientAgent
     :raises LinkLost: no broker; the text says where it was looked for, and who named that place.
     """
     candidate = options.candidate
-    client = DirectorClientAgent(
-        broker_rpc=candidate.rpc,
-        broker_xpub=candidate.xpub,
-        spare_broker=candidate.spare,
-        local_address=options.settings.client.default_address,
-        call_limit=options.settings.client.call_limit,
-        security=options.security,
-    )
     try:
-        await client.connect(timeout=options.patience_s)
+        client = await _connect(candidate, options)
     except LinkLost as exc:
         text = f"{exc} (the address is from {candidate.source})"
         raise type(exc)(text, **exc.detail) from exc
@@ -61,6 +58,29 @@ async def connected(options: BrokerOptions) -> AsyncIterator[DirectorClientAgent
         yield client
     finally:
         await client.close()
+
+
+async def _connect(candidate: BrokerCandidate, options: BrokerOptions) -> DirectorClientAgent:
+    """A broker that is just being started is waited for; not so one that is certainly none."""
+
+    def client() -> DirectorClientAgent:
+        return DirectorClientAgent(
+            broker_rpc=candidate.rpc,
+            broker_xpub=candidate.xpub,
+            spare_broker=candidate.spare,
+            local_address=options.settings.client.default_address,
+            call_limit=options.settings.client.call_limit,
+            security=options.security,
+        )
+
+    left_s = options.patience_s - options.certain_s
+    try:
+        return await client().connect(timeout=options.certain_s)
+    except LinkLost as exc:
+        if left_s <= 0 or exc.detail.get("met") in _NO_BROKER:
+            raise
+        log.warning("still waiting for the broker: %s", exc)
+    return await client().connect(timeout=left_s)
 
 
 async def hold_open(

@@ -270,6 +270,8 @@ class EventFeed:
             self._subscriber.subscribe(each)
         for each in sorted(changes.end):
             self._subscriber.unsubscribe(each)
+        if changes.begin:
+            self._in_step.prove()
         if family == "state" and changes != Changes():
             self._in_step.unfollow(changes.end)
             self._in_step.follow(changes.begin)
@@ -324,7 +326,7 @@ class EventFeed:
     def _take(self, received: Received) -> None:
         family, node_id = split(received.topic)
         if family == "mark":
-            self._in_step.marked(node_id)
+            self._in_step.marked(node_id, decode_value(received.payload))
         elif family == "state":
             self._take_state(node_id, received)
         elif family == "dataset":

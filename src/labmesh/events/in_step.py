@@ -7,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
-from labmesh.errors import AuthenticationError, LabmeshError, LinkLost
+from labmesh.errors import AuthenticationError, Busy, LabmeshError, LinkLost, ProtocolError
 from labmesh.protocol.messages import Done, LastEvents, ListLast, Mark
 from labmesh.transport.broker_link import BrokerLink
 from labmesh.transport.subscriber import Subscriber
@@ -51,6 +51,8 @@ class InStep:
         #: how often somebody asked whether subscriptions are in force, and got the answer
         self._asked = self._answered = 0
         self._synced = asyncio.Event()
+        #: subscriptions that the broker did not take, as its last mark tells
+        self._refused: list[str] = []
         self._trouble: LabmeshError | None = None
 
     def stale(self) -> None:
@@ -69,10 +71,34 @@ class InStep:
             self._prefixes.discard(each)
             self._fetched.discard(each)
 
-    def marked(self, token: str) -> None:
-        """A mark came back: what was subscribed to before it is in force."""
-        if token == self._token:
-            self._marked.set()
+    def prove(self) -> None:
+        """Subscriptions were made: find out whether the broker takes them."""
+        self._asked += 1
+        self._work.set()
+
+    def marked(self, token: str, refused: object) -> None:
+        """A mark came back: what was subscribed to before it is in force, but for what it names.
+
+        :raises ProtocolError: it names no subscriptions.
+        """
+        if token != self._token:
+            return
+        if not isinstance(refused, list | None) or not all(
+            isinstance(e, str) for e in refused or ()
+        ):
+            raise ProtocolError("a mark names subscriptions that were refused, or nothing")
+        told, self._refused = self._refused, sorted(refused or ())
+        if self._refused and self._refused != told:
+            log.warning("%s does not hear everything: %s", self._client_id, self._refusal().text)
+        self._marked.set()
+
+    def _refusal(self) -> Busy:
+        first, count = self._refused[0], len(self._refused)
+        more = f" and {count - 1} more" if count > 1 else ""
+        return Busy(
+            f"the broker refused a subscription to {first}{more}: it keeps so many topics and no "
+            "more; listen to all nodes at once (name none), or end other subscriptions"
+        )
 
     async def first(self, timeout: float, subscriber: Subscriber) -> None:
         """Wait until this is in step for the first time.
@@ -95,6 +121,7 @@ class InStep:
         """Wait until the last states under a prefix, which was subscribed to, are here.
 
         :raises LinkLost: the broker does not answer.
+        :raises Busy: it refused the subscription.
         """
         try:
             async with asyncio.timeout(_BEGIN_S):
@@ -105,11 +132,14 @@ class InStep:
             raise LinkLost(
                 f"no states within {_BEGIN_S:g} s: the broker does not answer; is it running?"
             ) from None
+        if prefix in self._refused:
+            raise self._refusal()
 
     async def settled(self) -> None:
         """Wait until every subscription that was made so far is in force.
 
         :raises LinkLost: the broker does not answer.
+        :raises Busy: it refused one of them.
         """
         self._asked = asked = self._asked + 1
         self._work.set()
@@ -122,6 +152,8 @@ class InStep:
             raise LinkLost(
                 f"not subscribed within {_BEGIN_S:g} s: the broker does not answer; is it running?"
             ) from None
+        if self._refused:
+            raise self._refusal()
 
     async def run(self, subscriber: Subscriber) -> None:
         """Go on until cancelled."""

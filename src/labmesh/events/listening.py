@@ -18,8 +18,9 @@ __all__ = ["Subscription"]
 
 log = logging.getLogger(__name__)
 
-#: More than the broker replays at once.
-_QUEUE = 2000
+#: More than the broker replays at once; of states so many of each relay, when they are more: who
+#: watches a thousand relays needs the same time to catch up as who watches ten.
+_QUEUE, _STATES_OF_EACH = 2000, 20
 _BLOCKING_S = 0.1
 #: How long quick callbacks are called one after the other before others get their turn.
 _TURN_S = 0.001
@@ -41,7 +42,7 @@ class Subscription:
     def __init__(self, callback: Callable[..., object], what: str) -> None:
         self._callback = callback
         self.name = f"{what} callback {getattr(callback, '__qualname__', repr(callback))}"
-        self._inbox: Inbox[tuple[Any, ...]] = Inbox(_QUEUE)
+        self._inbox: Inbox[tuple[Any, ...]] = Inbox(_QUEUE, of_each=_STATES_OF_EACH)
         self._arrived = asyncio.Event()
         self._warnings = Seldom()
         self._returned: set[asyncio.Future[Any]] = set()

@@ -126,6 +126,7 @@ class MethodTable:
                 if method is not None:
                     methods[name] = method
         _mark_read_only(kind.__name__, methods, read_only, values)
+        _check_redacted(kind.__name__, methods)
         return cls(kind.__name__, sendable_doc(vars(kind).get("__doc__")), methods, values)
 
     def __contains__(self, method: object) -> bool:
@@ -138,6 +139,17 @@ class MethodTable:
         """Whether a call of it changes nothing. One that there is not changes nothing either."""
         entry = self._entries[access].get(method)
         return entry is None or entry.marks.read_only
+
+    def shown_arguments(
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any], access: Access = "call"
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """The arguments of a call as a journal may have them: without what is to be kept out."""
+        entry = self._entries[access].get(method)
+        if entry is None or not entry.marks.redact:
+            return args, kwargs
+        # A setter has one parameter, whatever its author calls it.
+        names = ("value",) if access == "set" else entry.marks.redact
+        return entry.parameters.masked(args, kwargs, names, "<not shown>")
 
     def bind(
         self,
@@ -312,6 +324,16 @@ def _mark_read_only(
         for name in matching:
             entry = methods[name]
             methods[name] = replace(entry, marks=replace(entry.marks, read_only=True))
+
+
+def _check_redacted(driver_name: str, methods: Mapping[str, Method]) -> None:
+    """A name that is misspelt would put what is secret into the journal."""
+    for method in methods.values():
+        if unknown := method.parameters.unknown(method.marks.redact):
+            raise ConfigError(
+                f"{driver_name}.{method.name}: redact names {shortened(repr(unknown[0]))}, and no "
+                f"parameter of {method.name}{method.parameters.text} is called so"
+            )
 
 
 def _no_match(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any, TypeVar, overload
 
@@ -29,6 +29,8 @@ class Marks(Struct, frozen=True):
     hidden: bool = False
     #: 0: none
     timeout_s: float = 0.0
+    #: parameters whose values no journal is told
+    redact: tuple[str, ...] = ()
 
 
 UNMARKED = Marks()
@@ -40,7 +42,11 @@ def expose(marked: F, /) -> F: ...
 
 @overload
 def expose(
-    *, read_only: bool = False, idempotent: bool = False, timeout: float | None = None
+    *,
+    read_only: bool = False,
+    idempotent: bool = False,
+    timeout: float | None = None,
+    redact: Collection[str] = (),
 ) -> Callable[[F], F]: ...
 
 
@@ -51,6 +57,7 @@ def expose(
     read_only: bool = False,
     idempotent: bool = False,
     timeout: float | None = None,
+    redact: Collection[str] = (),
 ) -> Any:
     """Say what calling a method means, as ``@expose(...)`` directly above its ``def``.
 
@@ -65,10 +72,17 @@ def expose(
         connection is sent again. Not implied by ``read_only``: a method that takes the next value
         out of a buffer changes no setting, and must not be repeated unseen.
     :param timeout: seconds that one call may take.
+    :param redact: parameters whose values are kept out of the audit journal, such as
+        ``redact=["pin"]``; that of a setter is called ``value``.
     """
     _check_flag("read_only", read_only)
     _check_flag("idempotent", idempotent)
-    marks = Marks(read_only=read_only, idempotent=idempotent, timeout_s=_seconds(timeout))
+    marks = Marks(
+        read_only=read_only,
+        idempotent=idempotent,
+        timeout_s=_seconds(timeout),
+        redact=_names(redact),
+    )
     if marked is not None:
         return _mark(marked, marks, "expose")
     return lambda function: _mark(function, marks, "expose")
@@ -148,6 +162,14 @@ def _advice(mark: str) -> str:
 def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} is True or False, not {value!r}: write @expose({name}=True)")
+
+
+def _names(redact: object) -> tuple[str, ...]:
+    if not isinstance(redact, list | tuple | set | frozenset) or not all(
+        isinstance(each, str) for each in redact
+    ):
+        raise TypeError(f'redact is a list of names, not {redact!r}: write @expose(redact=["pin"])')
+    return tuple(redact)
 
 
 def _seconds(timeout: object) -> float:

@@ -10,7 +10,7 @@ import ast
 import enum
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from inspect import Parameter, Signature
 from typing import Annotated, Any, get_args, get_origin
@@ -43,9 +43,11 @@ class Parameters:
     __slots__ = (
         "_all_names",
         "_open",
+        "_order",
         "_positional_only",
         "_positions",
         "_required",
+        "_rest",
         "fewest",
         "most",
         "text",
@@ -61,6 +63,9 @@ class Parameters:
         #: what must be given, apart from what only a position can fill
         self._required: list[tuple[str, int]] = []
         self._positional_only: list[str] = []
+        #: the parameters that positions fill; and those that take further positions, and names
+        self._order: list[str] = []
+        self._rest = ["", ""]
         needs_keyword = False
         fewest = most = 0
         for name, parameter in signature.parameters.items() if signature else ():
@@ -68,15 +73,19 @@ class Parameters:
             match parameter.kind:
                 case Parameter.VAR_POSITIONAL:
                     most = _NO_POSITION
+                    self._rest[0] = name
                 case Parameter.VAR_KEYWORD:
                     self._open = True
+                    self._rest[1] = name
                 case Parameter.KEYWORD_ONLY:
                     self._add_keyword(name, _NO_POSITION, is_required)
                     needs_keyword = needs_keyword or is_required
                 case Parameter.POSITIONAL_ONLY:
                     self._positional_only += [name] if is_required else []
+                    self._order.append(name)
                     fewest, most = fewest + is_required, most + 1
                 case _:  # by position or by name
+                    self._order.append(name)
                     self._add_keyword(name, most, is_required)
                     fewest, most = fewest + is_required, most + 1
         #: how many positional arguments fit when there is no keyword
@@ -105,6 +114,25 @@ class Parameters:
             elif position < count:
                 return False
         return all(position < count or name in kwargs for name, position in self._required)
+
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Which of these names no parameter has."""
+        return [each for each in names if each not in self._all_names]
+
+    def masked(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], names: Collection[str], mask: Any
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments, with ``mask`` in the place of those of the parameters ``names``."""
+        order, (rest, others) = self._order, self._rest
+        by_position = [
+            mask if (order[index] if index < len(order) else rest) in names else each
+            for index, each in enumerate(args)
+        ]
+        by_name = {
+            key: mask if (key if key in self._all_names else others) in names else each
+            for key, each in kwargs.items()
+        }
+        return by_position, by_name
 
     def complaint(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         """The first thing that is wrong with arguments that do not fit: (parameter, sentence)."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from labmesh.access.audit import Audit
 from labmesh.errors import Damaged, LabmeshError, NotFound, StorageError
 from labmesh.keeping.bank_threads import BankThreads
 from labmesh.protocol.messages import DatasetRecord, TrashEntry
@@ -116,7 +117,9 @@ class BankUpkeep:
         times: UpkeepTimes,
         rules: Sequence[Rule] = (),
         clock: SoundClock | None = None,
+        audit: Audit | None = None,
     ) -> None:
+        self._audit = audit
         self._bank_id = bank_id
         self._store = store
         self._catalog = catalog
@@ -249,6 +252,8 @@ class BankUpkeep:
                 why=reason,
             )
             self._unless_gone(self._catalog.trash, entry)
+            if self._audit is not None:
+                self._audit.by_itself("delete", record.dataset_id, reason)
             log.info("bank %s: into the trash: %s (%s)", self._bank_id, record.dataset_id, reason)
 
     def _records(self) -> Iterator[DatasetRecord]:
@@ -266,6 +271,8 @@ class BankUpkeep:
             for entry in entries:
                 if entry.purge <= now:
                     self._purge(entry.record)
+                    if self._audit is not None:
+                        self._audit.by_itself("purge", entry.record.dataset_id, "its time is over")
 
     def purge(self, dataset_id: str) -> None:
         """Forget a dataset of the trash for ever, now.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from typing import Any
 
 from labmesh.errors import StorageError
-from labmesh.protocol.messages import DatasetRecord
+from labmesh.protocol.messages import DatasetRecord, Reply
 from labmesh.protocol.upload_steps import Step, Write
 from labmesh.storage.base import Part
 
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 
 #: Chunks of one upload that are written in one go: a hop to a thread costs as much as 100 kB. So
 #: few of a window that its sender hears of the first while the rest are written.
-_TOGETHER = 3
+_TOGETHER = 5
 
 
 class Item:
@@ -28,12 +29,13 @@ class Item:
     def __init__(self, step: Step, body: memoryview | None) -> None:
         self.step = step
         self.body = body
-        self.done: asyncio.Future[DatasetRecord | None] = asyncio.get_running_loop().create_future()
+        #: of the record that it has stored, or of what is to be answered
+        self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-    def end(self, record: DatasetRecord | None = None) -> None:
+    def end(self, outcome: DatasetRecord | Reply | None) -> None:
         """It was done."""
         if not self.done.done():
-            self.done.set_result(record)
+            self.done.set_result(outcome)
 
     def fail(self, exc: BaseException) -> None:
         """It was not."""

@@ -21,6 +21,7 @@ from labmesh.protocol.messages import (
     ChunkStored,
     Committed,
     DatasetRecord,
+    Reply,
     Request,
     UploadAbort,
     UploadChunk,
@@ -32,7 +33,8 @@ from labmesh.protocol.meta import check_meta
 from labmesh.protocol.upload import UploadLimits, UploadReceiver
 from labmesh.protocol.upload_steps import Discard, Finish, Open, Step, Store, UploadKey, Write
 from labmesh.storage.base import BlobStore, Catalog, Part
-from labmesh.transport.service import Answer, Origin
+from labmesh.transport.answering import Answer, Later, Origin
+from labmesh.transport.large_memory import keep_freed_memory
 
 __all__ = ["UploadsDesk"]
 
@@ -80,6 +82,7 @@ class UploadsDesk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._moved = asyncio.Event()
         self._stopping = False
+        keep_freed_memory()
 
     def __len__(self) -> int:
         return len(self._receiver)
@@ -140,9 +143,7 @@ class UploadsDesk:
 
     # ── requests ────────────────────────────────────────────────────────────────────────────────
 
-    def handle(
-        self, request: Request, body: memoryview | None, origin: Origin
-    ) -> Answer | Coroutine[Any, Any, Answer]:
+    def handle(self, request: Request, body: memoryview | None, origin: Origin) -> Answer | Later:
         """Answer one request of the ingest socket."""
         if self._stopping:
             raise Stopping(f"bank {self._bank_id} is stopping; go on when it is back")
@@ -150,7 +151,10 @@ class UploadsDesk:
         match request:
             case UploadChunk():
                 size = 0 if body is None else len(body)
-                return self._chunk(self._receiver.chunk(request, size, now), body)
+                step = self._receiver.chunk(request, size, now)
+                if self._receiver.is_stream(step.key):
+                    return self._stream_chunk(step, body)
+                return self._in_turn(step, body)
             case UploadWhole():
                 assert body is not None
                 return self._whole(request, body, origin)
@@ -186,19 +190,17 @@ class UploadsDesk:
         assert record is not None
         return Committed(id=request.id, record=record)
 
-    async def _chunk(self, step: Step, body: memoryview | None) -> Answer:
-        await self._perform(step, body)
-        assert isinstance(step.reply, ChunkStored)
+    async def _stream_chunk(self, step: Step, body: memoryview | None) -> Answer:
+        reply: ChunkStored = await self._in_turn(step, body)
         turn = self._turns.get(step.key)
         if turn is None or turn.part is None:
             return step.reply
         part = turn.part
-        if self._receiver.is_stream(step.key):
-            while turn.part is part and step.reply.offset - part.durable > _STREAM_AHEAD_BYTES:
-                await turn.moved.wait()
-            if turn.part is None:
-                raise StorageError(f"the upload of {step.key.dataset_id} has failed; start again")
-        return replace(step.reply, durable=part.durable)
+        while turn.part is part and reply.offset - part.durable > _STREAM_AHEAD_BYTES:
+            await turn.moved.wait()
+        if turn.part is None:
+            raise StorageError(f"the upload of {step.key.dataset_id} has failed; start again")
+        return replace(reply, durable=part.durable)
 
     async def _commit(self, request: UploadCommit) -> Answer:
         stored = await self._look_up(request.dataset_id)
@@ -236,13 +238,18 @@ class UploadsDesk:
     # ── turns ───────────────────────────────────────────────────────────────────────────────────
 
     async def _perform(self, step: Step, body: memoryview | None = None) -> DatasetRecord | None:
-        """Do a step in its turn; what it raises has ended the upload."""
+        """Do a step in its turn; the record that it stored. What it raises has ended the upload."""
+        outcome = await self._in_turn(step, body)
+        return outcome if isinstance(outcome, DatasetRecord) else None
+
+    def _in_turn(self, step: Step, body: memoryview | None) -> asyncio.Future[Any]:
+        """The same, not awaited: of the record, or of the answer to a chunk."""
         turn = self._turns.setdefault(step.key, Turn())
         item = Item(step, body)
         turn.queue.append(item)
         if turn.worker is None:
             turn.worker = self._spawn(self._work(step.key, turn), step.key)
-        return await item.done
+        return item.done
 
     def _spawn(self, work: Coroutine[Any, Any, None], key: UploadKey) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(
@@ -285,7 +292,7 @@ class UploadsDesk:
         now = time.monotonic()
         for item in live:
             self._receiver.performed(item.step, now)
-            item.end(record)
+            item.end(record or _told(turn.part, item.step))
         if record is not None:
             log.info("stored %s (%d bytes)", record.dataset_id, record.size)
             self._on_stored(record)
@@ -380,3 +387,10 @@ class UploadsDesk:
             moved, turn.moved = turn.moved, asyncio.Event()
             moved.set()
         self._consider_sync(key, turn)
+
+
+def _told(part: Part | None, step: Step) -> Reply | None:
+    """The answer to a chunk, with what is durable by now."""
+    if part is None or not isinstance(step.reply, ChunkStored):
+        return step.reply
+    return replace(step.reply, durable=part.durable)

@@ -159,7 +159,9 @@ class Directory:
             )
         return self._beat(entry, now)
 
-    def goodbye(self, node_id: NodeId, epoch: Epoch, now: float) -> list[Effect]:
+    def goodbye(
+        self, node_id: NodeId, epoch: Epoch, now: float, reason: str = "goodbye"
+    ) -> list[Effect]:
         """Remove this incarnation, and take back its waiting hello; any other one stays."""
         effects: list[Effect] = []
         waiting = self._waiting.get((node_id, epoch))
@@ -168,7 +170,7 @@ class Directory:
             effects.append(self._refuse(waiting, error))
         entry = self._registered(node_id, epoch)
         if entry is not None:
-            effects += [self._remove(entry, "goodbye"), *self._release(entry, now)]
+            effects += [self._remove(entry, reason), *self._release(entry, now)]
         return effects
 
     def probe_answered(self, probe_id: int, alive: bool, now: float) -> list[Effect]:

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Inbox(Generic[T]):
-    """Items in order of arrival, at most ``limit``.
+    """Items in order of arrival, at most ``limit``; or more, where ``of_each`` of each key are more.
 
     An item with a key replaces older ones of its key once the queue is full (a state that nobody
     has looked at yet is worth nothing when there is a newer one). If that does not make room, the
@@ -19,8 +19,9 @@ class Inbox(Generic[T]):
     operation looks through the queue, so a full one costs its reader no more than an empty one.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, of_each: int = 0) -> None:
         self._limit = limit
+        self._of_each = of_each
         self._arrived = 0
         #: number of arrival → key, item; the oldest first
         self._items: OrderedDict[int, tuple[str | None, T]] = OrderedDict()
@@ -41,7 +42,7 @@ class Inbox(Generic[T]):
             if key in self._newest:
                 self._superseded.add(self._newest[key])
             self._newest[key] = self._arrived
-        if len(self._items) > self._limit:
+        if len(self._items) > self._limit and len(self._items) > self._room():
             self._make_room()
 
     def take(self) -> list[T]:
@@ -67,6 +68,9 @@ class Inbox(Generic[T]):
             del self._items[number]
         self.conflated += len(self._superseded)
         self._superseded.clear()
-        while len(self._items) > self._limit:
+        while len(self._items) > self._room():
             self.pop()
             self.lost += 1
+
+    def _room(self) -> int:
+        return max(self._limit, self._of_each * len(self._newest))

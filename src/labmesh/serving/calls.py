@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from labmesh.access.audit import Audit
 from labmesh.errors import (
     BadArguments,
     Cancelled,
@@ -86,7 +87,9 @@ class CallDesk:
         *,
         threads: int = 1,
         max_queue: int = 4096,
+        audit: Audit | None = None,
     ) -> None:
+        self._audit = audit
         self._relay_id = relay_id
         self._table = table
         self._news = news
@@ -108,6 +111,7 @@ class CallDesk:
             self._served.values(),
             tell=self._tell,
             on_grant=self._watch.wake,
+            audit=audit,
         )
         #: May this client write? In any thread; see :meth:`Leases.check_write`. It is the machine's
         #: own method, because it is asked twice for each call that writes.
@@ -263,6 +267,8 @@ class CallDesk:
             del self._served[opened]
             callee.finish(opened, "not_run", None, now)
             raise
+        if self._audit is not None and not read_only:
+            self._audit.begun(opened, request)
 
     def _answer_again(self, opened: OpenCall) -> None:
         """A call came once more: its reply goes out again, or will go to where it came from."""
@@ -322,6 +328,8 @@ class CallDesk:
             return
         job = self._served.pop(opened)
         error = outcome.error
+        if self._audit is not None:
+            self._audit.ended(opened, outcome)
         ended: Ended = "returned"
         if error is None:
             reply = outcome.value
@@ -370,6 +378,8 @@ class CallDesk:
             elif opened.begun_at is not None:
                 self._served[opened].reader_is_gone()
         self._stuck.look(now)
+        if self._audit is not None:
+            self._audit.look(now)
         self._service.flush()
         return self._watch.pause_s(
             now,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from labmesh.access.audit import Audit
 from labmesh.errors import Stopping
 from labmesh.instruments.exposure import BoundCall, MethodTable
 from labmesh.instruments.jobs import Job, Outcome
@@ -45,7 +46,9 @@ class LeaseDesk:
         served: Collection[AnyServed],
         tell: Callable[[str, Any], None],
         on_grant: Callable[[], None],
+        audit: Audit | None = None,
     ) -> None:
+        self._audit = audit
         self._relay_id = relay_id
         self._table = table
         self._leases = leases
@@ -109,6 +112,8 @@ class LeaseDesk:
     def _ended(self, ended: Ended) -> None:
         log.info("%s: a lease ended: %s", self._relay_id, ended.news())
         self._tell("lease", ended.news())
+        if self._audit is not None:
+            self._audit.lease_ended(ended)
         self._interrupt_writes(ended)
         if ended.safe_state and self._table.has_safe_state and not self._refusing:
             self._worker.submit_urgent(_SafeState(self._table.bind("safe_state"), self._tell))

@@ -61,21 +61,23 @@ class RunningSha256:
 
     def _run(self) -> None:
         left = _TURN_BYTES
+        done = 0
         while True:
             with self._changed:
+                if done:
+                    self._waiting.popleft()
+                    self._waiting_bytes -= done
+                    left -= done
                 if not self._waiting:
                     self._running = False
                     self._changed.notify_all()
                     return
                 view = self._waiting[0]
+                self._changed.notify_all()
             if left <= 0:
                 # While the store is closing nothing more is taken there: then it goes on here.
                 with suppress(RuntimeError):
                     self._threads.submit(self._run)
                     return
             self._sha256.update(view)
-            left -= len(view)
-            with self._changed:
-                self._waiting.popleft()
-                self._waiting_bytes -= len(view)
-                self._changed.notify_all()
+            done = len(view)

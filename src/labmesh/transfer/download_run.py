@@ -13,6 +13,7 @@ from labmesh.protocol.download import Download, Range
 from labmesh.protocol.messages import DatasetRecord, Fetch, Fetched
 from labmesh.transfer.patience import Patience
 from labmesh.transfer.upload_run import TRANSIENT, Progress
+from labmesh.transport.large_memory import keep_freed_memory
 
 __all__ = ["AskFetch", "download"]
 
@@ -52,6 +53,7 @@ async def download(
     :raises ChecksumMismatch: other bytes came than the record promises.
     :raises ConnectionError: the bank was lost for too long.
     """
+    keep_freed_memory()
     executor = ThreadPoolExecutor(1, thread_name_prefix="labmesh-download")
     settler = ThreadPoolExecutor(1, thread_name_prefix="labmesh-settle")
     loop = asyncio.get_running_loop()
@@ -60,10 +62,13 @@ async def download(
         await run.run()
         await loop.run_in_executor(executor, sink.keep)
     finally:
-        # In the same thread: what is under way there ends first.
-        await asyncio.shield(loop.run_in_executor(executor, sink.discard))
-        executor.shutdown(wait=False)
-        settler.shutdown(wait=False)
+        try:
+            # In the same thread: what is under way there ends first.
+            await asyncio.shield(loop.run_in_executor(executor, sink.discard))
+        finally:
+            # Also when it is cancelled once more meanwhile: the thread does what it was given.
+            executor.shutdown(wait=False)
+            settler.shutdown(wait=False)
 
 
 class _Run:

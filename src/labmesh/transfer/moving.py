@@ -19,6 +19,7 @@ from labmesh.transfer.download_run import AskFetch, download
 from labmesh.transfer.upload_links import own_link, shared_link
 from labmesh.transfer.upload_run import Progress, UploadRun, UploadSettings
 from labmesh.transport.keys import Security
+from labmesh.transport.large_memory import keep_freed_memory
 from labmesh.transport.sockets import Sockets
 
 __all__ = [
@@ -122,6 +123,7 @@ async def upload(
         tags=list(tags),
         provenance=dict(provenance or {}),
     )
+    keep_freed_memory()
     executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="labmesh-upload")
     try:
         source = await open_source(content, executor)

@@ -19,6 +19,7 @@ from labmesh.errors import (
     LabmeshError,
     LinkLost,
     NoAnswer,
+    NotSent,
     ProtocolError,
     TooLarge,
 )
@@ -38,6 +39,7 @@ from labmesh.protocol.upload_sender import Chunk, UploadSender
 from labmesh.transfer.patience import Patience
 from labmesh.transfer.running_digest import RunningDigest
 from labmesh.transport.link import Link
+from labmesh.transport.pending import Pending
 
 __all__ = ["TRANSIENT", "WHOLE_BYTES", "Progress", "UploadRun", "UploadSettings"]
 
@@ -58,6 +60,8 @@ _UNHASHED_BYTES = 8 * 2**20
 #: A commit waits for a disk: so many seconds, and longer for what is large.
 _COMMIT_S, _COMMIT_BYTES_PER_S = 60.0, 20e6
 _ABORT_S = 1.0
+#: After so long the log says why there is no bank.
+_SAY_S = 1.5
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ class UploadRun:
         self._ahead = memoryview(b"")
         #: of the stored dataset of this id, once the source has turned out to be the same
         self._stored_sha256: str | None = None
-        self._under_way: deque[asyncio.Task[ChunkStored]] = deque()
+        self._under_way: deque[Pending] = deque()
 
     async def run(self, *, keep: bool = False) -> DatasetRecord:
         """Upload; returns the record once it is durable.
@@ -145,7 +149,7 @@ class UploadRun:
                     await self._give_up()
                 raise
             finally:
-                await self._drop_requests()
+                self._drop_requests()
             await self._wait_after(error)
 
     async def _wait_after(self, error: LabmeshError) -> None:
@@ -162,7 +166,7 @@ class UploadRun:
         await asyncio.sleep(pause_s)
 
     async def _attempt(self) -> DatasetRecord:
-        await self._link.wait_up(self._settings.timeout_s)
+        await self._reach_bank()
         if self._is_small:
             try:
                 return await self._send_whole()
@@ -172,6 +176,16 @@ class UploadRun:
                 if self._source.seekable:
                     await self._source.seek(0)
         return await self._send_in_chunks()
+
+    async def _reach_bank(self) -> None:
+        timeout_s = self._settings.timeout_s
+        try:
+            await self._link.wait_up(min(_SAY_S, timeout_s))
+        except NotSent as exc:
+            if timeout_s <= _SAY_S:
+                raise
+            log.warning("upload of %s waits: %s", self._start.dataset_id, exc)
+            await self._link.wait_up(timeout_s - _SAY_S)
 
     # ── small ones ──────────────────────────────────────────────────────────────────────────────
 
@@ -258,14 +272,15 @@ class UploadRun:
         while not self._sender.complete:
             await self._read()
             while (chunk := self._sender.next_chunk()) is not None:
-                self._under_way.append(asyncio.ensure_future(self._send(chunk)))
+                self._under_way.append(self._sent(chunk))
             if not self._under_way and not self._sender.complete and not self._sender.wants():
                 raise ProtocolError(
                     "the bank answered every chunk, but did not store all that was sent to it; try "
                     "another bank or version"
                 )
-            if self._under_way and (not self._sender.wants() or self._under_way[0].done()):
-                self._sender.stored(await self._under_way.popleft())
+            if self._under_way and (not self._sender.wants() or self._under_way[0].future.done()):
+                first = self._under_way.popleft()
+                self._sender.stored(await self._link.reply_to(first, ChunkStored))
                 self._tell(self._sender.acknowledged)
 
     async def _read(self) -> None:
@@ -290,15 +305,14 @@ class UploadRun:
             return size
         return min(max(size, _READ_BYTES), self._source.size - offset)
 
-    async def _send(self, chunk: Chunk) -> ChunkStored:
-        return await self._link.request(
+    def _sent(self, chunk: Chunk) -> Pending:
+        return self._link.begin(
             UploadChunk(
                 id="-",
                 dataset_id=self._start.dataset_id,
                 session=self._start.session,
                 offset=chunk.offset,
             ),
-            ChunkStored,
             timeout=self._settings.timeout_s,
             body=chunk.piece,
         )
@@ -344,12 +358,11 @@ class UploadRun:
         """The bank was restarted, and knows nothing of this upload or less than was sent."""
         return "sha256" not in exc.detail and self._sender.position > 0
 
-    async def _drop_requests(self) -> None:
+    def _drop_requests(self) -> None:
         """Forget what is under way: the bank will say where it stands."""
         self._sender.lost()
-        for task in self._under_way:
-            task.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        for pending in self._under_way:
+            self._link.forget(pending)
         self._under_way.clear()
 
     async def _give_up(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from asyncio import Future
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
@@ -17,8 +18,9 @@ from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, read_calls, un
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Frames
 from labmesh.transport.permits import Permits
+from labmesh.transport.witness import Witness
 
-__all__ = ["Answer", "Answering", "Handle", "HandleCall", "Origin", "failure"]
+__all__ = ["Answer", "Answering", "Handle", "HandleCall", "Later", "Origin", "failure"]
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,9 @@ MAX_HEADER_BYTES = {
 _MAX_PACKERS = 4096
 
 Answer = Reply | tuple[Reply, Buffer] | None
-Handle = Callable[[Request, memoryview | None, "Origin"], "Answer | Coroutine[Any, Any, Answer]"]
+#: An answer that is not there yet. A future costs less than a coroutine, which is made a task.
+Later = Coroutine[Any, Any, Answer] | Future[Answer]
+Handle = Callable[[Request, memoryview | None, "Origin"], "Answer | Later"]
 HandleCall = Callable[[Call, "Origin", float], None]
 
 
@@ -50,6 +54,8 @@ class Origin(Struct, frozen=True, gc=False):
     request_id: str
     #: who it is, as the handshake proved it; empty: nobody knows
     user: str = ""
+    #: where it came from; empty where nobody keeps a record
+    address: str = ""
 
 
 class Answering:
@@ -83,6 +89,10 @@ class Answering:
         self._handle = handle
         self._handle_call = handle_call
         self._permits = permits
+        #: told of what was asked, for a record; None: nobody keeps one
+        self._witness: Witness | None = None
+        #: where the message came from that is being taken; only for the witness
+        self._address = ""
         self._warnings = Seldom()
         #: connections that have sent packs
         self._packers: set[bytes] = set()
@@ -97,7 +107,7 @@ class Answering:
         """Send one message now; False: its receiver is gone, or does not read."""
         raise NotImplementedError
 
-    def _answer_later(self, origin: Origin, answer: Coroutine[Any, Any, Answer]) -> None:
+    def _answer_later(self, origin: Origin, answer: Later) -> None:
         """Take over an answer that is not there yet."""
         raise NotImplementedError
 
@@ -160,7 +170,7 @@ class Answering:
             self._take_message(peer, delimited, payload, user)
 
     def _take_pack(self, peer: bytes, delimited: bool, frame: Buffer, user: str) -> None:
-        origin = Origin(peer, delimited, False, "", user)
+        origin = Origin(peer, delimited, False, "", user, self._address)
         calls = None if self._handle_call is None else read_calls(frame)
         headers: list[bytes] = []
         if calls is None:
@@ -200,6 +210,8 @@ class Answering:
                     admit(call, node_id=node_id, epoch=epoch, now=now)
                 handle(call, origin, now)
             except LabmeshError as exc:
+                if self._witness is not None:
+                    self._witness.refused(call, origin, exc)
                 self.refuse(origin, exc, call.id)
             except Exception as exc:
                 self._fault(origin, call, exc)
@@ -214,12 +226,13 @@ class Answering:
             decoded = self._requests.decode(payload)
         except ProtocolError as exc:
             request_id = str(exc.detail.get("id", ""))
-            origin = Origin(peer, delimited, bool(exc.detail.get("json")), request_id, user)
+            is_json = bool(exc.detail.get("json"))
+            origin = Origin(peer, delimited, is_json, request_id, user, self._address)
             self._warn(exc)
             self.refuse(origin, exc)
             return
         request: Any = decoded.message
-        origin = Origin(peer, delimited, decoded.json, request.id, user)
+        origin = Origin(peer, delimited, decoded.json, request.id, user, self._address)
         self._take_request(request, decoded.body, origin)
 
     def _take_request(self, request: Any, body: memoryview | None, origin: Origin) -> None:
@@ -234,13 +247,17 @@ class Answering:
                 self.reply(origin, pong)
                 return
             answer = self._handle(request, body, origin)
+            if self._witness is not None:
+                answer = self._witness.watched(request, origin, answer, now)
             if answer is None:
                 return
-            if isinstance(answer, Coroutine):
+            if isinstance(answer, Coroutine | Future):
                 self._answer_later(origin, answer)
             else:
                 self.reply(origin, answer)
         except LabmeshError as exc:
+            if self._witness is not None:
+                self._witness.refused(request, origin, exc)
             self.refuse(origin, exc)
         except Exception as exc:
             self._fault(origin, request, exc)

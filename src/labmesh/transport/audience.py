@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket as stdlib_socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import zmq
 
@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 MAX_OF_ONE = 4096
 
 _SUBSCRIBE = b"\x01"
+_MARK = b"mark."
+#: Of those that were refused so many are remembered, for who asked for them.
+_REMEMBERED = 100
 
 
 @dataclass(slots=True)
@@ -32,6 +35,8 @@ class _Listener:
     peer: tuple[str, int]
     user: str
     subscriptions: int = 0
+    #: topics that it asked for and was refused
+    refused: dict[bytes, None] = field(default_factory=dict)
 
 
 class Audience:
@@ -49,11 +54,11 @@ class Audience:
         self.refused = 0
         self.cut = 0
 
-    def admits(self, frame: zmq.Frame, sign: bytes) -> bool:
+    def admits(self, frame: zmq.Frame, sign: bytes, topic: bytes) -> bool:
         """A subscription came, or the end of one; False: it is not to be taken."""
         if sign != _SUBSCRIBE:
             # Of a connection that has ended it is told as well, without saying whose it was.
-            self._ended(frame)
+            self._ended(frame, topic)
             return True
         found = self._listener(frame)
         if found is None:
@@ -63,11 +68,26 @@ class Audience:
             self.refused += 1
             self._cut(descriptor, listener)
             return False
-        if self._count(descriptor, listener) >= self._most:
+        # A mark tells what was refused; it has limits of its own.
+        if self._count(descriptor, listener) >= self._most and not topic.startswith(_MARK):
             self.refused += 1
+            _remember(listener, topic)
             return False
         listener.subscriptions += 1
         return True
+
+    def was_refused(self, frame: zmq.Frame, topic: bytes) -> None:
+        """A subscription that came with this frame was not taken for another reason."""
+        found = self._listener(frame)
+        if found is not None:
+            # It was counted before it was looked at.
+            found[1].subscriptions -= 1
+            _remember(found[1], topic)
+
+    def refused_to(self, frame: zmq.Frame) -> list[bytes]:
+        """What the connection that sent this frame asked for and is not subscribed to."""
+        found = self._listener(frame)
+        return [] if found is None else list(found[1].refused)
 
     def look(self) -> None:
         """Forget connections that have ended, and end those whose key is no longer admitted."""
@@ -107,10 +127,14 @@ class Audience:
             listener = self._listeners[descriptor] = _Listener(peer, proved(frame))
         return descriptor, listener
 
-    def _ended(self, frame: zmq.Frame) -> None:
+    def _ended(self, frame: zmq.Frame, topic: bytes) -> None:
         descriptor = _descriptor(frame)
         listener = None if descriptor is None else self._listeners.get(descriptor)
-        if listener is not None and listener.subscriptions:
+        if listener is None:
+            return
+        if topic in listener.refused:
+            del listener.refused[topic]
+        elif listener.subscriptions:
             listener.subscriptions -= 1
 
     def _cut(self, descriptor: int, listener: _Listener) -> None:
@@ -120,6 +144,11 @@ class Audience:
         # Looked at once more: the number may have become another connection's.
         if peer_of(descriptor) == listener.peer:
             peer_of(descriptor, cut=True)
+
+
+def _remember(listener: _Listener, topic: bytes) -> None:
+    if len(listener.refused) < _REMEMBERED:
+        listener.refused[topic] = None
 
 
 def _descriptor(frame: zmq.Frame) -> int | None:

@@ -23,6 +23,7 @@ from labmesh.errors import Forbidden
 from labmesh.protocol.slowing import Slowing
 from labmesh.transport.doorway import EVENTS, Doorway
 from labmesh.transport.keys import Security
+from labmesh.transport.witness import Witness
 
 __all__ = ["Authenticator", "admits"]
 
@@ -95,6 +96,8 @@ class Authenticator:
         self._doorways: dict[zmq.Socket[bytes], Doorway] = {}
         #: connections that were turned away
         self.refused = 0
+        #: told who is turned away; None: nobody keeps a record
+        self.witness: Witness | None = None
         self._slowing = Slowing()
         #: refusals that wait, with the time (monotonic) when they are told; the next one first
         self._held: list[tuple[float, int, list[bytes]]] = []
@@ -233,6 +236,8 @@ class Authenticator:
     def _report(self, address: str, domain: str, why: str) -> None:
         """One log line an address: a refused peer tries again for ever."""
         address = str(_parsed(address) or address)
+        if self.witness is not None:
+            self.witness.turned_away(address, domain.rpartition("/")[2], why)
         known = not address or address in self._remembered
         if known or len(self._remembered) >= _MAX_REMEMBERED:
             return

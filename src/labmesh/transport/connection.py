@@ -15,7 +15,7 @@ from labmesh.protocol.caller import ClockOffset
 from labmesh.protocol.codec import Codec
 from labmesh.protocol.messages import REPLIES, Ping, Pong
 from labmesh.transport.channel import Channel, Frames
-from labmesh.transport.monitor import EVENTS, Health, Monitor, News
+from labmesh.transport.monitor import EVENTS, Monitor, News, health_of
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.waiters import Waiters
 
@@ -166,7 +166,7 @@ class Connection:
                 "less at a time"
             )
         if self.trouble is not None:
-            return NotSent(self.trouble.text)
+            return NotSent(self.trouble.text, **self.trouble.detail)
         return NotSent(
             f"{self.where} does not answer: is it running, and does a firewall let this host reach "
             "it? (labmesh doctor)"
@@ -176,16 +176,16 @@ class Connection:
 
     def _build(self) -> None:
         self._rebuilding = None
-        self._health = Health(
+        self._health = health_of(
             self.where,
-            encrypted=self._sockets.security.is_encrypted,
+            self._sockets.security,
             more_keys=self._sockets.has_more_keys(self.endpoint),
         )
         self._socket, monitor = self._sockets.connect(zmq.DEALER, self.endpoint, EVENTS)
         self._channel = Channel(
             self._socket, self._take, name=self.where, on_writable=self._room_again
         )
-        self._monitor = Monitor(monitor, self._health, self._on_news)
+        self._monitor = Monitor(monitor, self.endpoint, self._health, self._on_news)
 
     def _teardown(self) -> None:
         self._monitor.close()

@@ -11,7 +11,7 @@ import zmq
 from labmesh.errors import AuthenticationError, LabmeshError, LinkLost
 from labmesh.protocol.codec import Buffer
 from labmesh.transport.channel import Channel, Frames
-from labmesh.transport.monitor import EVENTS, Health, Monitor, News
+from labmesh.transport.monitor import EVENTS, Monitor, News, health_of
 from labmesh.transport.sockets import Sockets
 
 __all__ = ["EventOutlet"]
@@ -63,14 +63,14 @@ class EventOutlet:
 
     def _build(self) -> None:
         self._rebuilding = None
-        self._health = Health(
+        self._health = health_of(
             self._where,
-            encrypted=self._sockets.security.is_encrypted,
+            self._sockets.security,
             more_keys=self._sockets.has_more_keys(self.endpoint),
         )
         self._socket, monitor = self._sockets.connect(zmq.XPUB, self.endpoint, EVENTS)
         self._channel = Channel(self._socket, self._take, name=self._where)
-        self._monitor = Monitor(monitor, self._health, self._on_news)
+        self._monitor = Monitor(monitor, self.endpoint, self._health, self._on_news)
 
     def _teardown(self, linger_ms: int = 0) -> None:
         self._monitor.close()

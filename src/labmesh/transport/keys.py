@@ -37,6 +37,7 @@ __all__ = [
     "MIN_PASSWORD",
     "Guard",
     "KeyPair",
+    "Mode",
     "NetworkKeys",
     "OneRole",
     "Permissions",
@@ -246,6 +247,8 @@ class Security:
     password_role: Role = "operator"
     #: the password has fewer than ``MIN_PASSWORD`` characters
     short_password: bool = False
+    #: where journals of who did what are; empty: in the usual place, in mode *keys*; or ``off``
+    audit_dir: str = ""
 
     @classmethod
     def resolve(
@@ -256,14 +259,15 @@ class Security:
         insecure: bool | None = None,
         keys_dir: str | None = None,
         password_role: Role = "operator",
+        audit_dir: str | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Security:
         """Settle the mode: environment, then argument (a file's table), then default.
 
         ``LMH_SECURITY`` (auto, keys, password, open), ``LMH_NETWORK`` (the network's name),
-        ``LMH_KEYS_DIR``, ``LMH_INSECURE``, ``LMH_NETWORK_PASSWORD``. ``auto`` means *keys* for a
-        node that has one in the folder (that shows in :meth:`for_node`), else *password* when there
-        is one, else *open*.
+        ``LMH_KEYS_DIR``, ``LMH_AUDIT_DIR``, ``LMH_INSECURE``, ``LMH_NETWORK_PASSWORD``. ``auto``
+        means *keys* for a node that has one in the folder (that shows in :meth:`for_node`), else
+        *password* when there is one, else *open*.
 
         :raises ConfigError: an unknown mode, mode *password* without a password, or a name of the
             network that is none.
@@ -276,11 +280,12 @@ class Security:
                 f"security mode {wanted!r} is not known; use 'auto', 'keys', 'password' or 'open' "
                 "(LMH_SECURITY, or [security] mode)"
             )
+        audit = environ.get("LMH_AUDIT_DIR") or audit_dir or ""
         folder = None
         if wanted in ("auto", "keys"):
             folder = keys_folder(name, keys_dir, environ)
         if wanted == "keys":
-            return cls("keys", name, folder=folder)
+            return cls("keys", name, folder=folder, audit_dir=audit)
         if wanted == "password" or (wanted == "auto" and password):
             keys = NetworkKeys.from_password(_checked(password), name)
             short = len(_canonical(password)) < MIN_PASSWORD
@@ -291,8 +296,10 @@ class Security:
                 folder=folder,
                 password_role=password_role,
                 short_password=short,
+                audit_dir=audit,
             )
-        return cls("open", name, _insecure(insecure, environ), folder=folder)
+        insecure = _insecure(insecure, environ)
+        return cls("open", name, insecure, folder=folder, audit_dir=audit)
 
     def for_node(self, kind: str, node_id: str, find: GuardFinder) -> Security:
         """The same for one node: with its own key, where the mode is *keys* or comes to it.

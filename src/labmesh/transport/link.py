@@ -64,6 +64,22 @@ class Link(Requests):
 
         :param patient: False: NotSent, at once, when the link is not up.
         """
+        pending = self.begin(request, timeout=timeout, body=body, patient=patient)
+        decoded = await self._outcome(pending)
+        return self._open_reply(pending, decoded, reply), decoded.body
+
+    def begin(
+        self,
+        request: Request,
+        *,
+        timeout: float,
+        body: Buffer | None = None,
+        patient: bool = True,
+    ) -> Pending:
+        """Send a request now, and await its reply later: :meth:`reply_to`, or :meth:`forget`.
+
+        The parameters are those of :meth:`request_body`.
+        """
         pending = Pending(
             self._session.next_id(),
             self._deadline(timeout),
@@ -75,8 +91,18 @@ class Link(Requests):
             body=body,
         )
         self._begin(pending, time.monotonic())
-        decoded = await self._outcome(pending)
-        return self._open_reply(pending, decoded, reply), decoded.body
+        return pending
+
+    async def reply_to(self, pending: Pending, reply: type[R]) -> R:
+        """What the other side answers, or what happened to the link; see :meth:`request`."""
+        return self._open_reply(pending, await self._outcome(pending), reply)
+
+    def forget(self, pending: Pending) -> None:
+        """Nobody wants to know any more how this request ends."""
+        if pending.future.cancel():
+            self.take_back(pending)
+        elif not pending.future.cancelled():
+            pending.future.exception()  # looked at: else asyncio warns that nobody did
 
     def begin_call(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import math
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -10,11 +12,14 @@ from typing import Literal
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from labmesh.errors import AuthenticationError, LabmeshError, LinkLost
+from labmesh.errors import LabmeshError, LinkLost
+from labmesh.protocol.addresses import parse_connect
+from labmesh.transport import reasons
 from labmesh.transport.channel import Channel, Frames
-from labmesh.transport.greeting import mechanism_at
+from labmesh.transport.greeting import Greeting, greeting_at
+from labmesh.transport.keys import Mode, Security
 
-__all__ = ["EVENTS", "Health", "Monitor", "News", "read_event"]
+__all__ = ["EVENTS", "Health", "Monitor", "News", "health_of", "read_event"]
 
 News = Literal["up", "down", "refused"]
 
@@ -32,24 +37,33 @@ _MECHANISM_MISMATCH = 0x11000002
 #: (A stopped process breaks them too, but only after the handshake's time limit.)
 _HANDSHAKES_BEFORE_QUESTION = 3
 _AT_ONCE_S = 2.0
+#: A connection of which nothing was heard for so long is looked at from outside.
+_QUIET_S = 0.6
+#: While nobody answers, who has the name of a host looked up again so often.
+_ASK_AGAIN_S = 5.0
 
 
 class Health:
     """Turns monitor events of one connecting socket into news and a reason.
 
     :param where: the other side, as people know it.
-    :param encrypted: this side uses CURVE.
+    :param mode: how this side is secured.
+    :param own: in mode *keys* the user id of this side.
     :param more_keys: the server may have another key than the one that is tried.
     """
 
-    def __init__(self, where: str, *, encrypted: bool, more_keys: bool = False) -> None:
+    def __init__(
+        self, where: str, *, mode: Mode = "open", own: str = "", more_keys: bool = False
+    ) -> None:
         self.where = where
-        self._encrypted = encrypted
+        self._mode: Mode = mode
+        self._own = own
         self._more_keys = more_keys
         #: the server has another key than the one that was expected of it
         self.is_other_key = False
         self._broken_handshakes = 0
         self._connected_at = 0.0
+        self._is_reached = self._was_hung_up_on = False
         self.up = False
         self.trouble: LabmeshError | None = None
 
@@ -60,86 +74,76 @@ class Health:
         after the other breaks off; the server's greeting may tell why, see :meth:`explain`.
         """
         if event == zmq.EVENT_CONNECTED:
-            self._connected_at = now
+            self._connected_at, self._is_reached = now, True
             return None
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.up, self.trouble, self._broken_handshakes = True, None, 0
             return "up"
         if event == zmq.EVENT_DISCONNECTED:
             was_up, self.up = self.up, False
+            self._was_hung_up_on = not was_up
             return "down" if was_up else None
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            self.trouble = self._refusal()
+            self.trouble = reasons.refusal(self.where, self._mode, self._own, value)
             return "refused"
         if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            self.trouble = self._mismatch(value)
+            self.trouble = self._wrong_protocol(value)
             return "refused"
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             self._broken_handshakes += now - self._connected_at < _AT_ONCE_S
             if self._broken_handshakes >= _HANDSHAKES_BEFORE_QUESTION:
                 self._broken_handshakes = 0
                 return "broken"
-        elif event == zmq.EVENT_CONNECT_RETRIED and self.trouble is None:
-            self.trouble = LinkLost(f"nobody answers at {self.where}: is it running?")
+        elif event == zmq.EVENT_CONNECT_RETRIED:
+            # It also comes after a connection that was made, and broke.
+            if self.trouble is None and not self._is_reached:
+                self.trouble = reasons.nobody(self.where)
+            self._is_reached = False
         return None
 
-    def explain(self, mechanism: str) -> News | None:
-        """Why handshakes break, when this is the mechanism of the server's greeting (or empty)."""
+    def explain(self, met: Greeting, endpoint: str, *, broken: bool) -> News | None:
+        """Why nothing comes about, when this was met at ``endpoint``.
+
+        :param broken: handshakes broke; else nothing was heard of one.
+        """
         if self.up:
             return None
-        if mechanism == "CURVE" and self._encrypted:
+        ours, others = ("NULL", "CURVE") if self._mode == "open" else ("CURVE", "NULL")
+        if met.mechanism == ours and not broken and not self._was_hung_up_on:
+            return None  # it may just be slow
+        if met.mechanism == ours == "CURVE" and broken:
             self.is_other_key = True
             if self._more_keys:
                 self.trouble = LinkLost(f"{self.where} has another key; the next one is tried")
                 return "refused"
-            self.trouble = AuthenticationError(
-                f"{self.where} has another network password (each handshake fails): "
-                "LMH_NETWORK_PASSWORD and LMH_NETWORK must be the same on every node"
-            )
+            self.trouble = reasons.other_key(self.where, self._mode)
             return "refused"
-        if mechanism == ("NULL" if self._encrypted else "CURVE"):
-            self.trouble = self._mismatch(_MECHANISM_MISMATCH)
+        if met.mechanism == others:
+            self.trouble = reasons.mismatch(self.where, self._mode, self._own)
             return "refused"
-        self.trouble = LinkLost(
-            f"something answers at {self.where}, but breaks every handshake off: is another "
-            "program using this port, or is nothing behind it yet?"
-        )
-        return None
+        trouble = reasons.not_reached(self.where, endpoint, met)
+        if self.trouble is None or self.trouble.text != trouble.text:
+            self.trouble = trouble
+        # After some of these libzmq does not try again, and does not say so.
+        return "refused" if met.found in ("other", "ZeroMQ") else None
 
-    def _refusal(self) -> LabmeshError:
-        if self._encrypted:
-            return AuthenticationError(
-                f"{self.where} does not accept the key of this side: wrong network password? "
-                "LMH_NETWORK_PASSWORD and LMH_NETWORK must be the same on every node"
-            )
-        return AuthenticationError(
-            f"{self.where} refused this host: it runs without a password (protected mode) and "
-            "admits only its own machine. Do one of: set LMH_NETWORK_PASSWORD to the same word on "
-            "every node; or set LMH_INSECURE=1 there (insecure = true in its [security] table) if "
-            "everybody on this network is trusted"
-        )
+    def _wrong_protocol(self, value: int) -> LabmeshError:
+        if value == _MECHANISM_MISMATCH:
+            return reasons.mismatch(self.where, self._mode, self._own)
+        return reasons.wrong_protocol(self.where, value)
 
-    def _mismatch(self, value: int) -> LabmeshError:
-        if value != _MECHANISM_MISMATCH:
-            return LinkLost(
-                f"{self.where} does not speak labmesh (ZeroMQ protocol error {value:#x}): "
-                "is another program using this port?"
-            )
-        if self._encrypted:
-            return AuthenticationError(
-                f"{self.where} runs without a password, but LMH_NETWORK_PASSWORD is set here: set "
-                "it there too, or unset it here"
-            )
-        return AuthenticationError(
-            f"{self.where} wants the network password: set LMH_NETWORK_PASSWORD here to the word "
-            "that its network uses"
-        )
+
+def health_of(where: str, security: Security, *, more_keys: bool = False) -> Health:
+    """The health of a connection of a node that is secured like this."""
+    own = "" if security.guard is None else security.guard.user
+    return Health(where, mode=security.mode, own=own, more_keys=more_keys)
 
 
 class Monitor:
     """Watches one connecting socket on the running loop.
 
     :param socket: the monitor that came with the connecting socket.
+    :param endpoint: where that one is connected to.
     :param on_news: called with ``up``, ``down`` or, as the last news, ``refused``; and after each
         change of the reason with None.
     """
@@ -147,28 +151,42 @@ class Monitor:
     def __init__(
         self,
         socket: zmq.Socket[bytes],
+        endpoint: str,
         health: Health,
         on_news: Callable[[News | None], None],
     ) -> None:
+        self._endpoint = endpoint
         self._health = health
         self._on_news = on_news
         self._asking: asyncio.Task[None] | None = None
+        # A name may be unknown, which libzmq does not tell: that is asked with the first failure.
+        self._asked_at = -math.inf if _is_name(endpoint) else time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._quiet = self._loop.call_later(_QUIET_S, self._after_quiet)
         self._channel = Channel(socket, self._take, name=f"monitor of {health.where}")
 
     def close(self) -> None:
         """Stop watching. The sockets are closed together, by whoever made them."""
         self._channel.close()
+        self._quiet.cancel()
         if self._asking is not None:
             self._asking.cancel()
 
     def _take(self, frames: Frames) -> None:
         event, value = read_event(frames)
         before = self._health.trouble
-        news = self._health.take(event, value, time.monotonic())
+        now = time.monotonic()
+        news = self._health.take(event, value, now)
         if news == "broken":
-            self._ask(bytes(frames[1]).decode("utf-8", "replace"))
-        else:
-            self._tell(news, before)
+            self._ask(now, broken=True)
+            return
+        if event == zmq.EVENT_CONNECT_RETRIED and now - self._asked_at > _ASK_AGAIN_S:
+            self._ask(now, broken=False)
+        self._tell(news, before)
+
+    def _after_quiet(self) -> None:
+        if not self._health.up and self._health.trouble is None:
+            self._ask(time.monotonic(), broken=False)
 
     def _tell(self, news: News | None, before: LabmeshError | None) -> None:
         if news == "refused":
@@ -176,15 +194,28 @@ class Monitor:
         if news is not None or self._health.trouble is not before:
             self._on_news(news)
 
-    def _ask(self, endpoint: str) -> None:
+    def _ask(self, now: float, *, broken: bool) -> None:
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.get_running_loop().create_task(
-                self._explain(endpoint), name=f"greeting of {self._health.where}"
+            self._asked_at = now
+            self._asking = self._loop.create_task(
+                self._explain(broken), name=f"greeting of {self._health.where}"
             )
 
-    async def _explain(self, endpoint: str) -> None:
+    async def _explain(self, broken: bool) -> None:
+        met = await greeting_at(self._endpoint)
         before = self._health.trouble
-        self._tell(self._health.explain(await mechanism_at(endpoint)), before)
+        news = self._health.explain(met, self._endpoint, broken=broken)
+        self._asking = None
+        self._tell(news, before)
+
+
+def _is_name(endpoint: str) -> bool:
+    host = parse_connect(endpoint).host
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host != "localhost"
+    return False
 
 
 def read_event(frames: Frames) -> tuple[int, int]:

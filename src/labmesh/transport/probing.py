@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+
+import zmq
 
 from labmesh.errors import LabmeshError
 from labmesh.protocol.addresses import parse_connect
 from labmesh.protocol.messages import NodeRecord
 from labmesh.transport.link import Link
+from labmesh.transport.monitor import read_event
 from labmesh.transport.sockets import Sockets
 
-__all__ = ["is_alive"]
+__all__ = ["event_door_at", "is_alive"]
 
 log = logging.getLogger(__name__)
 
@@ -59,4 +63,31 @@ async def _is_refused(endpoint: str) -> bool:
     except OSError:
         return False
     writer.transport.abort()
+    return False
+
+
+async def event_door_at(sockets: Sockets, endpoint: str, timeout: float) -> str | None:
+    """``sends`` or ``takes``: what the broker's event port at ``endpoint`` does; None: it is none.
+
+    :raises AuthenticationError: no key is known of who is there.
+    """
+    return await asyncio.to_thread(_event_door_at, sockets, endpoint, timeout)
+
+
+def _event_door_at(sockets: Sockets, endpoint: str, timeout: float) -> str | None:
+    for kind, door in ((zmq.SUB, "sends"), (zmq.XPUB, "takes")):
+        socket, monitor = sockets.connect(kind, endpoint, int(zmq.EVENT_HANDSHAKE_SUCCEEDED))
+        try:
+            if _is_let_in(monitor, timeout / 2):
+                return door
+        finally:
+            sockets.close(socket)
+    return None
+
+
+def _is_let_in(monitor: zmq.Socket[bytes], timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while (left_s := deadline - time.monotonic()) > 0:
+        if monitor.poll(int(1000 * left_s)):
+            return read_event(list(monitor.recv_multipart()))[0] == zmq.EVENT_HANDSHAKE_SUCCEEDED
     return False

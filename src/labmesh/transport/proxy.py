@@ -15,7 +15,7 @@ import zmq
 from labmesh.errors import ProtocolError, TooLarge
 from labmesh.protocol.addresses import Address
 from labmesh.protocol.admission import Admission
-from labmesh.protocol.codec import encode_stamp
+from labmesh.protocol.codec import encode_stamp, encode_value
 from labmesh.protocol.events import LastValues
 from labmesh.protocol.messages import LastEvent, Stamp
 from labmesh.protocol.publishing import Publications, Refused
@@ -26,6 +26,7 @@ from labmesh.transport.audience import Audience
 from labmesh.transport.channel import skip
 from labmesh.transport.publisher import MAX_EVENT_BYTES
 from labmesh.transport.sockets import Sockets
+from labmesh.transport.witness import tell_refused
 
 __all__ = ["Proxy"]
 
@@ -41,7 +42,7 @@ _QUEUE_BYTES = 64 * 2**20
 _QUEUE_EVENTS = (128, 20_000)
 #: libzmq counts events, not bytes. The limit follows their mean size when it is off by this much.
 _OFF = 1.25
-_STATE = b"state."
+_STATE, _MARK = b"state.", b"mark."
 _COPY_BELOW = 2**14
 _KNOWN_TOPICS = 10_000
 #: So soon a change of the allow-list is seen, and so often it is looked whose time is over.
@@ -74,6 +75,8 @@ class Proxy:
         self._list_version = ""
         self._publications = None if self._guard is None else Publications(self._guard.grant_of)
         self._audience = Audience(self._guard)
+        #: by mark: what else its subscriber asked for and did not get, as the payload says it
+        self._not_taken: dict[bytes, bytes] = {}
         self._look_at = 0.0
         self._now = self._wall = 0.0
         #: topics that are good, and the ring of each
@@ -152,6 +155,7 @@ class Proxy:
                 if frames == [_STOP]:
                     return
                 topic, header, payload = frames
+                payload = self._not_taken.get(topic, payload)
                 with self._lock:
                     self._send(topic, header, zmq.Frame(payload), self._stamp("broker"))
 
@@ -170,8 +174,8 @@ class Proxy:
                 continue
             content = frame.bytes
             sign, topic = content[:1], content[1:]
-            if self._audience.admits(frame, sign):
-                self._take_subscription(sign, topic)
+            if self._audience.admits(frame, sign, topic):
+                self._take_subscription(frame, sign, topic)
 
     def _look_around(self) -> None:
         """Whoever was revoked hears nothing more, and is not heard."""
@@ -187,12 +191,14 @@ class Proxy:
             self._look_at = now + _LOOK_S
             self._audience.look()
 
-    def _take_subscription(self, sign: bytes, topic: bytes) -> None:
+    def _take_subscription(self, frame: zmq.Frame, sign: bytes, topic: bytes) -> None:
         # The option means the peer of the message that was read last.
         if sign == b"\x00":
             self._out.setsockopt(zmq.UNSUBSCRIBE, topic)
             self._admission.ended(topic)
+            self._not_taken.pop(topic, None)
         elif sign != b"\x01" or not self._admission.admits(topic):
+            self._audience.was_refused(frame, topic)
             if self._warnings.due(time.monotonic()) is not None:
                 log.warning(
                     "broker refused a subscription to %r (%d so far): topics are <family>.<id>, "
@@ -202,6 +208,8 @@ class Proxy:
                 )
         else:
             self._out.setsockopt(zmq.SUBSCRIBE, topic)
+            if topic.startswith(_MARK) and (refused := self._audience.refused_to(frame)):
+                self._not_taken[topic] = encode_value([each.decode("latin-1") for each in refused])
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────
 
@@ -223,6 +231,8 @@ class Proxy:
                         self._publications.violated(str(topic.get("User-Id")), self._now)
                 except Refused as exc:
                     self._drop(exc)
+                    if self._sockets.witness is not None:
+                        tell_refused(self._sockets.witness, topic, exc)
         self._queue.follow()
 
     def _forward(self, first: zmq.Frame, stamps: dict[str, bytes]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import zmq
 
@@ -14,10 +13,11 @@ from labmesh.errors import Busy, LabmeshError, Stopping
 from labmesh.protocol.addresses import Address
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Message
-from labmesh.transport.answering import Answer, Answering, Handle, Origin
+from labmesh.transport.answering import Answer, Answering, Handle, Later, Origin
 from labmesh.transport.channel import NOBLOCK, Channel, Frames, proved, receive_rest
 from labmesh.transport.permits import Permits
 from labmesh.transport.sockets import Sockets
+from labmesh.transport.witness import address_of
 
 __all__ = ["Answer", "Origin", "Service"]
 
@@ -34,8 +34,8 @@ class Service(Answering):
 
     :param role: which socket this is (``directory``, ``ingest``, ``retrieve``).
     :param requests: the messages that this socket takes.
-    :param handle: gets each admitted request. It returns the reply, or a coroutine of it, or None
-        when it will call :meth:`reply` later; what it raises becomes the reply.
+    :param handle: gets each admitted request. It returns the reply, or a coroutine or future of
+        it, or None when it will call :meth:`reply` later; what it raises becomes the reply.
     :param max_pending: answers by coroutine that one connection may have open, those included that
         wait because it does not keep up: they are sent as it reads, not dropped.
     :param permits: asked before each request is handled; None: everybody may do everything.
@@ -67,15 +67,16 @@ class Service(Answering):
         )
         self._socket, self.address = sockets.bind(zmq.ROUTER, address, role=role, owner=owner)
         self._sockets = sockets
+        self._witness = sockets.witness
         self._max_pending = max_pending
         self._pending: dict[bytes, int] = {}
-        self._tasks: dict[asyncio.Task[Answer], Origin] = {}
+        self._tasks: dict[asyncio.Future[Answer], Origin] = {}
         self._behind: dict[bytes, _Behind] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._retry_s = _RETRY_S
         #: who sent the message that is being taken, where the mode proves that
         self._user = ""
-        if sockets.security.guard is None:
+        if sockets.security.guard is None and self._witness is None:
             self._channel = Channel(self._socket, self.take, name=self._name)
         else:
             self._channel = Channel(
@@ -87,15 +88,17 @@ class Service(Answering):
         self._channel.close()
         if self._retry is not None:
             self._retry.cancel()
-        for task in self._tasks:
-            task.cancel()
+        for answer in self._tasks:
+            answer.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._sockets.close(self._socket, linger_ms)
 
     def _read_proved(self, socket: zmq.Socket[bytes]) -> Frames:
         """One message. Who it is from is looked up each time: a routing id is no proof."""
         frame = socket.recv(NOBLOCK, copy=False)
-        self._user = proved(frame)
+        self._user = "" if self._sockets.security.guard is None else proved(frame)
+        if self._witness is not None:
+            self._address = address_of(frame)
         frames: Frames = [frame.bytes]
         if frame.more:
             receive_rest(socket, frames)
@@ -141,31 +144,35 @@ class Service(Answering):
         if self._behind:
             self._arm(_RETRY_S if moved else min(2 * self._retry_s, _RETRY_MAX_S))
 
-    def _answer_later(self, origin: Origin, answer: Coroutine[Any, Any, Answer]) -> None:
+    def _answer_later(self, origin: Origin, answer: Later) -> None:
         pending = self._pending.get(origin.peer, 0)
         behind = self._behind.get(origin.peer)
         unread = 0 if behind is None else len(behind.messages)
         if pending + unread >= self._max_pending:
-            answer.close()
+            if isinstance(answer, asyncio.Future):
+                answer.cancel()
+            else:
+                answer.close()
             raise Busy(
                 f"{pending + unread} requests of this connection are open, the limit; wait for some"
             )
         self._pending[origin.peer] = pending + 1
-        task = asyncio.get_running_loop().create_task(
-            answer, name=f"{self._name} answers {origin.request_id}"
-        )
-        self._tasks[task] = origin
-        task.add_done_callback(self._finish)
+        if not isinstance(answer, asyncio.Future):
+            answer = asyncio.get_running_loop().create_task(
+                answer, name=f"{self._name} answers {origin.request_id}"
+            )
+        self._tasks[answer] = origin
+        answer.add_done_callback(self._finish)
 
-    def _finish(self, task: asyncio.Task[Answer]) -> None:
-        origin = self._tasks.pop(task)
+    def _finish(self, answer: asyncio.Future[Answer]) -> None:
+        origin = self._tasks.pop(answer)
         left = self._pending[origin.peer] - 1
         if left:
             self._pending[origin.peer] = left
         else:
             del self._pending[origin.peer]
         try:
-            self.reply(origin, task.result())
+            self.reply(origin, answer.result())
         except LabmeshError as exc:
             self.refuse(origin, exc)
         except asyncio.CancelledError:

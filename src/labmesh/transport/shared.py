@@ -13,7 +13,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
 
 import zmq
 
@@ -22,7 +21,7 @@ from labmesh.protocol.addresses import Address
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Message, Request
 from labmesh.protocol.packs import fits, pack
-from labmesh.transport.answering import Answer, Answering, HandleCall, Origin
+from labmesh.transport.answering import Answer, Answering, HandleCall, Later, Origin
 from labmesh.transport.channel import (
     NOBLOCK,
     POLLIN,
@@ -37,6 +36,7 @@ from labmesh.transport.permits import Permits
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.spinning import Spin
 from labmesh.transport.waking import Bell
+from labmesh.transport.witness import address_of
 
 __all__ = ["SharedService"]
 
@@ -88,6 +88,7 @@ class SharedService(Answering):
         self.lock = lock
         self._socket, self.address = sockets.bind(zmq.ROUTER, address, role=role, owner=owner)
         self._sockets = sockets
+        self._witness = sockets.witness
         self._bell = Bell(self._socket.FD)
         self._spin = Spin()
         #: since when it is waited for the next message; 0: it is not
@@ -243,6 +244,8 @@ class SharedService(Answering):
         peer = self._socket.recv(NOBLOCK)
         header = self._socket.recv(NOBLOCK, copy=False)
         frames: Frames = [peer, header.bytes]
+        if self._witness is not None:
+            self._address = address_of(header)
         if header.more:
             receive_rest(self._socket, frames)
         return frames, proved(header)
@@ -271,6 +274,7 @@ class SharedService(Answering):
                 self._bell.ring()
         return True
 
-    def _answer_later(self, origin: Origin, answer: Coroutine[Any, Any, Answer]) -> None:
-        answer.close()
+    def _answer_later(self, origin: Origin, answer: Later) -> None:
+        if isinstance(answer, Coroutine):
+            answer.close()
         raise TypeError("there is no event loop here to await an answer on")

@@ -22,6 +22,7 @@ from labmesh.protocol.addresses import Address, parse_bind, parse_connect
 from labmesh.protocol.messages import NodeRecord
 from labmesh.transport.auth import Authenticator
 from labmesh.transport.keys import Guard, KeyPair, Security
+from labmesh.transport.witness import Witness
 
 __all__ = ["Sockets"]
 
@@ -67,6 +68,8 @@ class Sockets:
         self.name = name
         self._context: zmq.Context[Socket] = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 65_000)
+        #: told of what is asked and who is turned away, for a record; None: nobody keeps one
+        self.witness: Witness | None = None
         self._authenticator: Authenticator | None = None
         self._sockets: list[Socket] = []
         self._monitors: dict[Socket, Socket] = {}
@@ -107,6 +110,7 @@ class Sockets:
             log.warning(warning)
         if self._authenticator is None:
             self._authenticator = Authenticator(self._context, self.security, self.name)
+            self._authenticator.witness = self.witness
         socket = self._new(kind)
         socket.maxmsgsize = MAX_FRAME_BYTES[role]
         socket.sndhwm = SEND_LIMIT.get(role, 1000)
@@ -214,7 +218,11 @@ class Sockets:
         guard = self.security.guard
         if guard is not None and record.server_key:
             endpoints = tuple(record.endpoints.values())
-            guard.learn_server(record.kind, record.node_id, record.server_key, endpoints)
+            try:
+                guard.learn_server(record.kind, record.node_id, record.server_key, endpoints)
+            except ConfigError as exc:
+                # It holds for now all the same.
+                log.warning("the key of %s cannot be remembered: %s", record.node_id, exc)
 
     def expect_bank(self, endpoint: str) -> None:
         """A bank is to be there, the directory was not asked which one."""

@@ -24,7 +24,7 @@ from labmesh.protocol.messages import Event, LastEvent
 from labmesh.protocol.seldom import Seldom
 from labmesh.protocol.topics import split
 from labmesh.transport.channel import receive, skip
-from labmesh.transport.monitor import EVENTS, Health, read_event
+from labmesh.transport.monitor import EVENTS, Health, health_of, read_event
 from labmesh.transport.sockets import Sockets
 
 __all__ = ["Lost", "Received", "Subscriber"]
@@ -192,7 +192,7 @@ class Subscriber:
     def _run_socket(self, socket: zmq.Socket[bytes], monitor: zmq.Socket[bytes]) -> bool:
         """Read one socket until it must be rebuilt (True) or the end (False)."""
         self._has_turned = False
-        health = Health(self._where, encrypted=self._sockets.security.is_encrypted)
+        health = health_of(self._where, self._sockets.security)
         for prefix in self._prefixes:
             socket.setsockopt(zmq.SUBSCRIBE, prefix)
         poller = zmq.Poller()

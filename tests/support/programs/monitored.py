@@ -37,7 +37,7 @@ async def connect(sockets: Sockets, endpoint: str) -> tuple[Socket, Monitor]:
             up.set()
 
     dealer, events = sockets.connect(zmq.DEALER, endpoint, EVENTS)
-    monitor = Monitor(events, Health("a router", encrypted=False), hear)
+    monitor = Monitor(events, endpoint, Health("a router"), hear)
     await up.wait()
     return dealer, monitor
 

@@ -76,6 +76,20 @@ def test_a_queue_without_room_loses_everything_and_says_so() -> None:
     assert inbox.lost == 2
 
 
+def test_with_room_for_each_key_many_states_that_wait_are_no_reason_to_skip() -> None:
+    inbox = Inbox[int](2, of_each=3)
+    for number in range(3):
+        for key in range(100):
+            inbox.put(number, key=str(key))
+    assert (len(inbox), inbox.conflated, inbox.lost) == (300, 0, 0)
+    inbox.put(3, key="0")
+    assert inbox.take() == [2] * 99 + [3]
+    assert (inbox.conflated, inbox.lost) == (201, 0)
+    for number in range(4):
+        inbox.put(number)
+    assert inbox.take() == [2, 3], "what has no key has no more room than before"
+
+
 def test_what_is_remembered_about_keys_is_bounded_by_the_queue() -> None:
     inbox = Inbox[int](10)
     for number in range(1000):
@@ -91,14 +105,15 @@ def test_what_is_remembered_about_keys_is_bounded_by_the_queue() -> None:
 class Simple:
     """The same queue, written to be read."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, of_each: int) -> None:
         self.limit = limit
+        self.of_each = of_each
         self.items: list[tuple[str | None, int]] = []
         self.conflated = self.lost = 0
 
     def put(self, item: int, key: str | None) -> None:
         self.items.append((key, item))
-        if len(self.items) <= self.limit:
+        if len(self.items) <= self.room():
             return
         keys = [key for key, _ in self.items]
         kept = [
@@ -107,16 +122,25 @@ class Simple:
             if each[0] is None or each[0] not in keys[index + 1 :]
         ]
         self.conflated += len(self.items) - len(kept)
-        self.lost += max(0, len(kept) - self.limit)
-        self.items = kept[-self.limit :]
+        self.items = kept
+        while len(self.items) > self.room():
+            del self.items[0]
+            self.lost += 1
+
+    def room(self) -> int:
+        keys = {key for key, _ in self.items if key is not None}
+        return max(self.limit, self.of_each * len(keys))
 
 
 @given(
     limit=st.integers(1, 5),
+    of_each=st.integers(0, 3),
     moves=st.lists(st.sampled_from(["a", "b", "c", None, "pop", "take"]), max_size=60),
 )
-def test_it_does_what_the_simple_one_does(limit: int, moves: list[str | None]) -> None:
-    inbox, simple = Inbox[int](limit), Simple(limit)
+def test_it_does_what_the_simple_one_does(
+    limit: int, of_each: int, moves: list[str | None]
+) -> None:
+    inbox, simple = Inbox[int](limit, of_each=of_each), Simple(limit, of_each)
     for number, move in enumerate(moves):
         if move == "take":
             assert inbox.take() == [item for _, item in simple.items]

@@ -94,10 +94,11 @@ class NodeList(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="node_l
 
 
 class Mark(Request, frozen=True, kw_only=True, omit_defaults=True, tag="mark"):
-    """Publish an empty event under ``mark.<token>`` → Done.
+    """Publish an event under ``mark.<token>`` → Done.
 
     A subscriber that asked for ``mark.<token>`` after its other subscriptions, and receives it,
-    knows that all of them are in force: no event from then on can be missed unseen.
+    knows that all of them are in force: no event from then on can be missed unseen. The payload is
+    empty, or a list of those that are not, since the broker refused them (100 at most).
     """
 
     token: Annotated[str, ID]

@@ -39,5 +39,5 @@ class PresenceChange(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     node: NodeRecord
     change: Literal["joined", "suspect", "back", "left"]
-    #: why it left: ``goodbye``, ``expired``, ``replaced``
+    #: why it left: ``goodbye``, ``expired``, ``replaced``, ``revoked``
     reason: str = ""

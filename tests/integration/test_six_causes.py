@@ -1,0 +1,277 @@
+"""Why nobody gets in, in every interface: the cause and its mend, within two seconds.
+
+    pytest tests/integration/test_six_causes.py -s
+
+prints after how many seconds each was told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from tests.support import doubles
+from tests.support.keyed import KeyedLab
+from tests.support.places import Places
+from tests.support.processes import free_ports
+
+import labmesh
+from labmesh.cli import main
+from labmesh.cli.doctor import examine
+from labmesh.cli.options import ClientOptions
+from labmesh.errors import LabmeshError
+from labmesh.instruments.simulated import PowerSupply
+from labmesh.relay import RelayAgent, upload_dataset
+from labmesh.transport.keys import Security, new_key_pair
+
+TOLD_S = 2.0
+LIMIT_S = 10.0
+WORD, OTHER = "one word for the whole laboratory", "another word of the same length"
+REFUSED, NO_ANSWER = 4, 5
+
+
+def password(word: str) -> dict[str, str]:
+    return {"LMH_SECURITY": "password", "LMH_NETWORK_PASSWORD": word}
+
+
+OPEN = {"LMH_SECURITY": "open"}
+#: A broker may be behind it that is just slow: a command says so at once, and waits for it.
+WAITED_FOR = ("silence", "black hole")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Who comes to which broker, and what he is told."""
+
+    who: str
+    broker: str
+    cause: str
+    mend: str
+    exit_code: int = REFUSED
+
+
+CASES = [
+    Case("stranger", "keys", "does not accept the key of client eve", "labmesh keys invite"),
+    Case("revoked", "keys", "not on the allow-list, was revoked", "labmesh keys join"),
+    Case("misled", "keys", "has another key than the one that is trusted", "trusted/broker.pub"),
+    Case("ana", "password", "its network has a password in place of keys", "labmesh keys join"),
+    Case("ana", "open", "runs without keys and without a password", "LMH_SECURITY=open here"),
+    Case("word", "keys", "or keys in place of a password", "labmesh keys join"),
+    Case("other word", "password", "has another network password", "the same on every node"),
+    Case("word", "open", "runs without a password, but", "set it there too, or unset it here"),
+    Case("nothing", "keys", "wants the network password, or a key", "labmesh keys join"),
+    Case("nothing", "password", "wants the network password", "set LMH_NETWORK_PASSWORD here"),
+    Case("nothing", "nobody", "nobody answers", "is it running", NO_ANSWER),
+    Case("word", "no host", "'no-such-host.invalid'.*not known here .DNS", "spelled", NO_ANSWER),
+    Case("nothing", "HTTP", "does not speak labmesh, it says", "5750", NO_ANSWER),
+    Case("ana", "HTTP", "does not speak labmesh, it says", "5750", NO_ANSWER),
+    Case("word", "silence", "something listens there, but says nothing", "tunnel", NO_ANSWER),
+    Case("nothing", "garbage", "does not speak labmesh, it says", "5750", NO_ANSWER),
+    Case("word", "garbage", "does not speak labmesh, it says", "5750", NO_ANSWER),
+    Case("nothing", "events", "speaks ZeroMQ, but breaks every handshake off", "5750", NO_ANSWER),
+    Case("nothing", "black hole", "does not answer: nothing comes back", "firewall", NO_ANSWER),
+]
+
+
+@dataclass
+class Lab:
+    """A broker of each mode, other programs, and the environments of those who come."""
+
+    brokers: dict[str, str]
+    environments: dict[str, dict[str, str]]
+
+    def security(self, who: str) -> Security:
+        return Security.resolve(environ=self.environments[who])
+
+
+@pytest.fixture
+async def lab(tmp_path: Path, no_leaks: None) -> AsyncIterator[Lab]:
+    keyed = KeyedLab(tmp_path / "keys")
+    for name in ("ana", "relay-1", "misled", "revoked"):
+        keyed.admit(name, "operator")
+    keyed.stranger("eve", "operator")
+    keyed.revoke("revoked")
+    keyed.folders["misled"].pin_broker(new_key_pair().public)
+
+    def keys(name: str) -> dict[str, str]:
+        return {"LMH_SECURITY": "keys", "LMH_KEYS_DIR": str(keyed.folders[name].path)}
+
+    environments = {
+        **{name: keys(name) for name in ("ana", "misled", "revoked")},
+        "stranger": keys("eve"),
+        "word": password(WORD),
+        "other word": password(OTHER),
+        "nothing": OPEN,
+    }
+    securities = {
+        "keys": keyed.broker,
+        "password": Security.resolve(environ=password(WORD)),
+        "open": Security.resolve(environ=OPEN),
+    }
+    async with AsyncExitStack() as stack:
+        brokers = {
+            "nobody": f"tcp://127.0.0.1:{free_ports(1)[0]}",
+            "no host": "tcp://no-such-host.invalid:5750",
+        }
+        for mode, security in securities.items():
+            places = Places(tmp_path)
+            await stack.enter_async_context(places.broker(security=security))
+            brokers[mode] = places.rpc
+            brokers.setdefault("events", "")
+            if mode == "open":
+                brokers["events"] = places.xpub
+        brokers["HTTP"] = stack.enter_context(web_server())
+        brokers["silence"] = stack.enter_context(doubles.silent())
+        brokers["black hole"] = stack.enter_context(doubles.black_hole())
+        garbage = doubles.tcp_server(lambda connection: connection.sendall(b"\x00\x99*IDN?\n" * 9))
+        brokers["garbage"] = stack.enter_context(garbage)
+        yield Lab(brokers, environments)
+
+
+@contextmanager
+def web_server() -> Iterator[str]:
+    class Quiet(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield f"tcp://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+async def test_each_cause_is_told_with_its_mend_in_every_interface(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = await asyncio.gather(*(in_python(lab, caplog, each) for each in CASES))
+    wrong = [each for _, faults in found for each in faults]
+    slowest = max(took_s for took_s, _ in found)
+    print(f"{len(CASES)} causes in four interfaces, the slowest told after {slowest:.2f} s")
+    assert not wrong, "\n".join(wrong)
+
+
+async def in_python(
+    lab: Lab, caplog: pytest.LogCaptureFixture, case: Case
+) -> tuple[float, list[str]]:
+    """After how long it was told in the slowest interface; and what is wrong."""
+    endpoint, security = lab.brokers[case.broker], lab.security(case.who)
+    number = CASES.index(case)
+
+    async def client() -> None:
+        await labmesh.DirectorClientAgent(broker_rpc=endpoint, security=security).connect(1.8)
+
+    async def blocking() -> None:
+        await asyncio.to_thread(labmesh.connect, endpoint, timeout=1.8, security=security)
+
+    async def upload(name: str) -> None:
+        await upload_dataset(endpoint, b"x", dataset_id=name, security=security)
+
+    async def relay(name: str) -> None:
+        places = {"broker_rpc": endpoint, "state_pub": endpoint, "rpc_bind": "tcp://127.0.0.1:*"}
+        async with RelayAgent(name, PowerSupply(), **places, security=security) as node:
+            await node.ready
+
+    told = {"client": told_by_error(client()), "connect": told_by_error(blocking())}
+    if security.mode != "keys":
+        # With keys these need one of their own, and say so before they look for anybody.
+        told["upload"] = told_in_log(caplog, upload, f"upload-{number}-x", case)
+        told["relay"] = told_in_log(caplog, relay, f"relay-{number}-x", case)
+    slowest, wrong = 0.0, []
+    for interface, (took_s, text) in zip(told, await asyncio.gather(*told.values()), strict=True):
+        slowest = max(slowest, took_s)
+        if took_s > TOLD_S or not re.search(case.cause, text) or case.mend not in text:
+            wrong.append(f"{case}, {interface}, {took_s:.2f} s: {text}")
+    print(f"{case.who:10} → {case.broker:10} {slowest:.2f} s")
+    return slowest, wrong
+
+
+Told = tuple[float, str]
+
+
+async def told_by_error(work: Awaitable[None]) -> Told:
+    """Seconds until it raised, and what."""
+    began = time.monotonic()
+    with pytest.raises(LabmeshError) as raised:
+        await work
+    return time.monotonic() - began, str(raised.value)
+
+
+async def told_in_log(
+    caplog: pytest.LogCaptureFixture,
+    work: Callable[[str], Awaitable[None]],
+    name: str,
+    case: Case,
+) -> Told:
+    """The same of who waits on for what may come: then the log tells why."""
+    began, first = time.monotonic(), len(caplog.records)
+    task = asyncio.ensure_future(work(name))
+    text = ""
+    while time.monotonic() < began + TOLD_S and not task.done():
+        lines = [
+            each.getMessage()
+            for each in caplog.records[first:]
+            if each.levelno >= logging.WARNING and name in each.getMessage()
+        ]
+        text = " ".join(lines)
+        if re.search(case.cause, text):
+            break
+        await asyncio.sleep(0.01)
+    took_s = time.monotonic() - began
+    task.cancel()
+    (ended,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(ended, LabmeshError):
+        text = str(ended)
+    return took_s, text
+
+
+async def test_the_command_line_and_the_doctor_tell_the_same(
+    lab: Lab,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wrong = []
+    for case in CASES:
+        for name in ("LMH_KEYS_DIR", "LMH_NETWORK_PASSWORD"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in lab.environments[case.who].items():
+            monkeypatch.setenv(name, value)
+        endpoint = lab.brokers[case.broker]
+        capsys.readouterr()
+        caplog.clear()
+        began, began_at = time.monotonic(), time.time()
+        code = await asyncio.to_thread(main, ["ls", "--broker", endpoint])
+        took_s = time.monotonic() - began
+        if case.broker in WAITED_FOR:
+            first = next(each for each in caplog.records if re.search(case.cause, each.message))
+            took_s = first.created - began_at
+        text = capsys.readouterr().err
+        if (
+            (code, took_s < TOLD_S) != (case.exit_code, True)
+            or not re.search(case.cause, text)
+            or case.mend not in text
+        ):
+            wrong.append(f"{case}, ls, exit code {code}, {took_s:.2f} s: {text}")
+        began = time.monotonic()
+        async with aclosing(examine(ClientOptions(broker=endpoint))) as findings:
+            finding = await anext(each async for each in findings if each.level == "FAIL")
+        doctor_s = time.monotonic() - began
+        text = f"{finding.text} {finding.advice}"
+        if not re.search(case.cause, text) or case.mend not in text or not finding.advice:
+            wrong.append(f"{case}, doctor, {doctor_s:.2f} s: {finding}")
+        print(f"{case.who:10} → {case.broker:10} ls {took_s:.2f} s, doctor {doctor_s:.2f} s")
+    assert not wrong, "\n".join(wrong)
