@@ -179,7 +179,13 @@ class DataBank(Member):
             catalog, threads, lambda record: self._publish("dataset", "dataset", record)
         )
         self._upkeep = BankUpkeep(
-            self.node_id, store, catalog, threads, times=self._times, rules=self._rules, audit=self.audit
+            self.node_id,
+            store,
+            catalog,
+            threads,
+            times=self._times,
+            rules=self._rules,
+            audit=self.audit,
         )
         self._uploads = UploadsDesk(
             self.node_id,

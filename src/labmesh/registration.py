@@ -65,7 +65,8 @@ class Registration:
         self.events, self.former_events = events, ""
         #: monotonic time of the last heartbeat that was answered
         self.heartbeat_at: float | None = None
-        self.link = Link(sockets, broker, where=where, on_change=self._changed.set)
+        endpoint = sockets.expect_broker(broker)
+        self.link = Link(sockets, endpoint, where=where, on_change=self._changed.set)
 
     @property
     def registered(self) -> bool:

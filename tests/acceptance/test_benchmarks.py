@@ -14,11 +14,13 @@ from tests.support.readme import ROOT
 RPC = ROOT / "benchmarks" / "rpc.py"
 TRANSFER = ROOT / "benchmarks" / "transfer.py"
 EVENTS = ROOT / "benchmarks" / "events.py"
+SECURITY = ROOT / "benchmarks" / "security.py"
 SCALE = ROOT / "benchmarks" / "scale.py"
 DOCUMENTS = {
     RPC: "benchmarks.md",
     TRANSFER: "benchmarks-transfer.md",
     EVENTS: "benchmarks-events.md",
+    SECURITY: "benchmarks-security.md",
 }
 OURS = ["raw", "labmesh-blocking", "labmesh-async"]
 LIMIT_S = 40.0
@@ -136,6 +138,41 @@ def test_events_are_measured_beside_the_c_proxy(
         assert 0 < medians["latency"]["p50"] <= medians["latency"]["p99"]
     judged = [each["target"] for each in found["targets"] if each["met"] is not None]
     assert judged == ["1 subscriber, labmesh-broker: at least 0.5 of zmq-proxy"]
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [
+        ["raw-curve", "labmesh-keys"],
+        # The others start the same programs, and are measured by the same lines.
+        pytest.param(
+            ["raw", "raw-curve", "labmesh-open", "labmesh-password", "labmesh-keys"],
+            marks=pytest.mark.soak,
+        ),
+    ],
+    ids=len,
+)
+def test_the_cost_of_keys_is_measured_beside_that_of_curve(
+    start: Start, tmp_path: Path, candidates: list[str]
+) -> None:
+    written = tmp_path / "figures.json"
+    arguments = ["--quick", "--only", ",".join(candidates), "--json", written]
+    measured = ["--measure", "latency", "--measure", "events"]
+    process = start(
+        [SECURITY, *arguments, *measured], cwd=tmp_path, environ={"TMPDIR": str(tmp_path)}
+    )
+
+    assert process.wait_end(LIMIT_S) == 0, process.tail()
+    found = json.loads(written.read_text(encoding="utf-8"))
+    assert found["left_out"] == {}
+    for candidate in candidates:
+        medians = found["medians"][candidate]
+        assert list(medians) == ["latency", "events"]
+        assert medians["latency"]["p99"] >= medians["latency"]["p50"] > 0
+        assert medians["events"]["per_s"] >= 100
+    judged = [each["target"] for each in found["targets"] if each["met"] is not None]
+    assert len(judged) == (4 if "raw" in candidates else 0)
+    assert list(tmp_path.iterdir()) == [written], "the keys are gone"
 
 
 def test_many_relays_are_watched_and_what_is_lost_is_counted(start: Start, tmp_path: Path) -> None:

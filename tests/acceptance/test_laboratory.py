@@ -1,7 +1,7 @@
 """The laboratory of docs/howto-laboratory.md, set up by its commands on computers of its own.
 
-    pytest tests/acceptance/test_laboratory.py -s               the laboratory with keys
-    pytest tests/acceptance/test_laboratory.py -s -m soak       with a password, open, and protected
+    pytest tests/acceptance/test_laboratory.py -s               one computer, and those it refuses
+    pytest tests/acceptance/test_laboratory.py -s -m soak       with keys, with a password, open
 
 prints what each door told somebody who was not invited, and how quickly. Needs root; without it
 these tests are skipped.
@@ -104,6 +104,8 @@ def test_every_part_of_the_document_is_typed_somewhere() -> None:
         assert {block.host for block in blocks_of(part)} <= set(HOSTS)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(180)
 def test_a_laboratory_with_keys(tmp_path: Path) -> None:
     with as_documented("keys", tmp_path) as laboratory:
         keys = keys_of_doors(laboratory)
@@ -161,6 +163,7 @@ def assert_revoked_at_once(laboratory: Laboratory, steady: Process) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(120)
 def test_a_laboratory_with_a_password(tmp_path: Path) -> None:
     with as_documented("password", tmp_path) as laboratory:
         assert "LMH_NETWORK_PASSWORD" in told_why(laboratory, "outsider")
@@ -170,6 +173,7 @@ def test_a_laboratory_with_a_password(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(120)
 def test_an_open_laboratory(tmp_path: Path) -> None:
     with as_documented("insecure", tmp_path) as laboratory:
         found = heard(knock(laboratory, "eve", "outsider"))
@@ -179,7 +183,6 @@ def test_an_open_laboratory(tmp_path: Path) -> None:
         assert "state.psu-1" in found["xpub"]
 
 
-@pytest.mark.soak
 def test_a_computer_in_protected_mode(tmp_path: Path) -> None:
     with as_documented("protected", tmp_path) as laboratory:
         assert "protected mode" in told_why(laboratory, "outsider")

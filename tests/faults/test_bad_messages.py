@@ -13,8 +13,6 @@ import os
 import secrets
 import signal
 import socket
-import statistics
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -26,11 +24,9 @@ from tests.support.bad_messages import REPLY_MS, attack, cases_for, dealer
 from tests.support.by_hand import connected
 from tests.support.peers import open_sockets
 from tests.support.processes import Process, program
+from tests.support.witness import Witness
 
-from labmesh.protocol.messages import GetStatus, Status
 from labmesh.transport.link import Link
-
-WITNESS_EVERY_S = 0.02
 
 ROLES = ("directory", "relay", "ingest", "retrieve")
 
@@ -43,25 +39,6 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process
         yield process, endpoints
         process.terminate()
         assert process.wait_end(10) == 0
-
-
-class Witness:
-    """A healthy client of one socket, all the time: its round trips, and what went wrong."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self.trips_s: list[float] = []
-
-    async def run(self) -> None:
-        while True:
-            began = time.perf_counter()
-            await self._link.request(GetStatus(id="-"), Status, timeout=5.0)
-            self.trips_s.append(time.perf_counter() - began)
-            await asyncio.sleep(WITNESS_EVERY_S)
-
-    @property
-    def p99_ms(self) -> float:
-        return statistics.quantiles(self.trips_s, n=100)[98] * 1e3
 
 
 def tree(folder: Path) -> list[str]:

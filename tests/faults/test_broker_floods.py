@@ -120,9 +120,13 @@ async def test_messages_that_never_end_harm_nobody_and_go_with_their_sender(
 # ── FB16 ────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("topics", [20_000, pytest.param(100_000, marks=pytest.mark.soak)])
+# libzmq itself keeps a list of what a connection asked for, also of what it is refused, until the
+# connection ends: a quarter of a kilobyte each. Taken, they would be three.
+@pytest.mark.parametrize(
+    ("topics", "budget_mb"), [(20_000, 20), pytest.param(100_000, 40, marks=pytest.mark.soak)]
+)
 async def test_subscriptions_without_end_are_refused(
-    start: Start, tmp_path: Path, topics: int
+    start: Start, tmp_path: Path, topics: int, budget_mb: float
 ) -> None:
     network = Network(start, tmp_path)
     broker = await asyncio.to_thread(network.broker)
@@ -138,10 +142,10 @@ async def test_subscriptions_without_end_are_refused(
             bomber.connect(network.xpub)
             for number in range(topics):
                 bomber.setsockopt(zmq.SUBSCRIBE, b"state.bomb-%048d" % number)
+            refused = taken = 0
             async with asyncio.timeout(LIMIT_S):
-                while sum(found := await counted()) < topics:
-                    await asyncio.sleep(0.05)
-            refused, taken = found
+                while refused + taken < topics:
+                    refused, taken = await counted()
             most = Usage.of(broker.pid)
         # Somebody who comes now is heard.
         await client.subscribed()
@@ -151,4 +155,4 @@ async def test_subscriptions_without_end_are_refused(
         f"at most {grown_mb:+.1f} MB; witness failures {len(witness.failed)} of {witness.asked}"
     )
     assert witness.failed == []
-    assert grown_mb < 20
+    assert grown_mb < budget_mb

@@ -44,6 +44,35 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+def test_what_commands_change_is_in_the_journal_of_the_broker(
+    keys: KeyFolder, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMH_AUDIT_DIR", str(tmp_path / "audit"))
+    run("keys", "init", "--admin", "root")
+    run("keys", "new", "viewer", "ana", "--relays", "psu-*")
+    run("keys", "rotate", "ana")
+    run("keys", "revoke", "ana")
+    _, lines, _ = run("audit", "show", "--node", "broker")
+    assert [(each["method"], each["object"]) for each in lines] == [
+        ("init", "root"),
+        ("new", "ana"),
+        ("rotate", "ana"),
+        ("revoke", "ana"),
+    ]
+    made, rotated = lines[1]["parameters"], lines[2]["parameters"]
+    assert made["role"] == "viewer"
+    assert rotated["former"] == made["fingerprint"]
+    assert all(each["user"].startswith("local:") for each in lines)
+    assert run("audit", "verify")[0] == 0
+    (tmp_path / "audit" / "broker.jsonl").unlink()
+    (tmp_path / "audit" / "broker.jsonl").mkdir()
+    exit_code, _, errors = run("keys", "new", "viewer", "eve")
+    assert exit_code == 0
+    assert "not in the audit journal" in errors
+    monkeypatch.setenv("LMH_AUDIT_DIR", "off")
+    assert run("keys", "new", "viewer", "joe")[2] == ""
+
+
 def test_a_network_is_made_and_changed_by_commands(keys: KeyFolder, run: Run) -> None:
     assert run("keys", "check")[0] == 1
     exit_code, (made,), _ = run("keys", "init", "--admin", "root")

@@ -765,6 +765,21 @@ async def test_a_question_that_is_cancelled_is_just_forgotten(sockets: Sockets) 
             assert not any(isinstance(each, Cancel) for each in double.requests)
 
 
+async def test_what_was_begun_is_replied_to_or_forgotten(sockets: Sockets) -> None:
+    with RouterDouble() as double:
+        async with linked(sockets, double.endpoint) as link:
+            await link.wait_up(LIMIT_S)
+            waits = link.begin(call("ramp"), timeout=LIMIT_S)
+            ended = link.begin(call("ramp"), timeout=LIMIT_S)
+            assert len(link._caller) == 2
+            link.forget(waits)
+            assert len(link._caller) == 1
+        with pytest.raises(LinkLost):
+            await link.reply_to(ended, Result)
+        link.forget(ended)
+        link.forget(waits)
+
+
 async def test_an_answer_to_a_caller_that_is_being_cancelled_harms_nobody(
     sockets: Sockets, caplog: pytest.LogCaptureFixture
 ) -> None:

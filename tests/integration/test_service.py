@@ -14,7 +14,7 @@ import pytest
 import zmq
 from tests.support.peers import LOOPBACK, endpoint_of, open_sockets, raw_socket, until
 
-from labmesh.errors import Busy, Conflict, DriverError, NotFound
+from labmesh.errors import Busy, Conflict, DriverError, NotFound, Stopping
 from labmesh.protocol.messages import (
     RELAY_REQUESTS,
     RETRIEVE_REQUESTS,
@@ -41,6 +41,7 @@ class Desk:
         self.gate = asyncio.Event()
         self.began = 0
         self.origins: list[Origin] = []
+        self.futures: list[asyncio.Future[Answer]] = []
 
     def handle(self, request: Request, _body: memoryview | None, origin: Origin) -> Any:
         match request:
@@ -53,6 +54,9 @@ class Desk:
             case Call(method="later"):
                 self.origins.append(origin)
                 return None
+            case Call(method="future"):
+                self.futures.append(asyncio.get_running_loop().create_future())
+                return self.futures[-1]
             case Call(method="large"):
                 return Result(id=request.id, value="x" * 10**6)
             case Call(method="bug"):
@@ -346,3 +350,22 @@ async def test_the_bound_address_is_told_and_taken_from_nobody(desk: Desk) -> No
             )
             with pytest.raises(Conflict, match=f"port {service.address.port}.*relay Inst-1"):
                 make()
+
+
+async def test_an_answer_may_be_a_future_which_counts_like_a_coroutine(
+    dealer: zmq.Socket[bytes], service: Service, desk: Desk
+) -> None:
+    for number in range(4):
+        dealer.send(pack({"type": "call", "id": str(number), "method": "future"}))
+    assert unpack((await receive(dealer))[0])["name"] == Busy.name
+    good, bad, open_one, refused = desk.futures
+    assert refused.cancelled()
+    good.set_result(Done(id="0"))
+    assert unpack((await receive(dealer))[0]) == {"type": "done", "id": "0"}
+    bad.set_exception(NotFound("it is gone"))
+    failure = unpack((await receive(dealer))[0])
+    assert (failure["id"], failure["name"]) == ("1", NotFound.name)
+    await service.close()
+    assert open_one.cancelled()
+    assert unpack((await receive(dealer))[0])["name"] == Stopping.name
+    assert (service._pending, service._tasks) == ({}, {})

@@ -53,6 +53,8 @@ class KeyedMesh:
     lab: KeyedLab
     endpoints: Mapping[str, str]
     securities: Mapping[str, Security]
+    #: of the keys of all
+    folder: Path
 
     @property
     def pairs(self) -> dict[str, KeyPair]:
@@ -123,6 +125,13 @@ class KeyedMesh:
         listed = [(each["node_id"], each["endpoints"], each["server_key"]) for each in nodes]
         return listed, reached, stored
 
+    def turned_away(self, node: str) -> int:
+        """Lines of a node's journal about connections that it refused."""
+        name = {"psu-1": "relay-psu-1", "bank-0": "bank-bank-0"}.get(node, node)
+        path = self.folder / "audit" / f"{name}.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return sum('"what":"connection"' in each for each in lines)
+
     def memory_mb(self) -> float:
         """What its process has in memory; 0 where nobody tells."""
         path = Path(f"/proc/{self.process.pid}/status")
@@ -141,7 +150,7 @@ def keyed_mesh(folder: Path) -> Iterator[KeyedMesh]:
         [program("attacked_keys.py"), folder / "keys", folder / "bank"], cwd=folder
     ) as process:
         endpoints = json.loads(process.wait_for(r"^\{.*\}$", 20)[0])
-        mesh = KeyedMesh(process, lab, endpoints, securities)
+        mesh = KeyedMesh(process, lab, endpoints, securities, folder / "keys")
         yield mesh
         assert process.exit_code is None, process.tail()
         process.terminate()

@@ -53,6 +53,7 @@ _DIFFERS = (
     (_CODE, "CODE"),
     (re.compile(r"^\w+(-\w+){5}$", re.M), "SIX-WORDS"),
     (re.compile(r"\b[0-9a-f]{16}\b"), "FINGERPRINT"),
+    (re.compile(r"(?<!sha256 )\b[0-9a-f]{64}\b"), "HASH"),
     (re.compile(r"\b20\d\d-\d\d-\d\d\b"), "DATE"),
     (re.compile(r"\b\d\d:\d\d:\d\d([.,]\d+)?\b"), "TIME"),
     (re.compile(r"\b\d+(\.\d+)? (ms|s|min)\b"), "DURATION"),
@@ -174,9 +175,11 @@ class Laboratory:
         if (user, host) not in self._people:
             home = self.folder / host / user
             home.mkdir(parents=True)
-            own = {"HOME": str(home), "LOGNAME": user, "USER": user, "XDG_CONFIG_HOME": ""}
-            path = {"PATH": f"{self.folder / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
-            self._people[user, host] = Person(self.hosts[host], home, {**own, **path})
+            own = {"HOME": str(home), "LOGNAME": user, "USER": user}
+            # Below that folder, not where whoever runs this has theirs.
+            own |= dict.fromkeys(("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME"), "")
+            own["PATH"] = f"{self.folder / 'bin'}:/usr/local/bin:/usr/bin:/bin"
+            self._people[user, host] = Person(self.hosts[host], home, own)
         return self._people[user, host]
 
     def type(self, person: Person, line: str) -> Process:

@@ -45,7 +45,7 @@ __all__ = [
     "write_certificate",
 ]
 
-_LINE = re.compile(r"([A-Za-z-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|(\S*))")
+_LINE = re.compile(r"([A-Za-z-]+)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"']*))\s*(?:#.*)?")
 _KEY = re.compile(KEY_PATTERN)
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _KNOWN = {"name", "role", "relays", "methods-deny", "addresses", "until"}
@@ -80,9 +80,11 @@ def read_certificate(path: Path, *, secret: bool = False) -> Certificate:
         if text in found:
             section = text
             continue
-        parts = _LINE.match(text)
+        parts = _LINE.fullmatch(text)
         if parts is None or not section:
             raise _wrong(path, f"line {number} is no line of a key file")
+        if parts[1] in found[section]:
+            raise _wrong(path, f"line {number} says {shown(parts[1])} a second time")
         found[section][parts[1]] = parts[2] or parts[3] or parts[4] or ""
     keys = {name: found["curve"].get(f"{name}-key", "") for name in ("public", "secret")}
     for name, key in keys.items():

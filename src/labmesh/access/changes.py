@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -17,6 +18,7 @@ from labmesh.access.files import (
 )
 from labmesh.access.keyring import BROKER, KINDS, Identity, KeyFolder
 from labmesh.errors import Conflict, NotFound
+from labmesh.protocol.access import fingerprint
 from labmesh.transport.keys import KeyPair, new_key_pair
 
 __all__ = ["NEXT_BROKER", "Rotated", "finish_broker_rotation", "found_network", "rotate_key"]
@@ -80,8 +82,9 @@ def rotate_key(folder: KeyFolder, name: str) -> Rotated:
         return Rotated(Identity(NEXT_BROKER, "broker", pair), former.pair, is_authorized=False)
     fresh = Identity(name, former.role, new_key_pair())
     known = folder.grant_of(fresh.grant.kind, name)
-    is_authorized = known is not None and known.key.encode() == former.pair.public
     _replace_own(folder, former, fresh)
+    # Or the one before it: of a replacement that broke off before the list knew of it.
+    is_authorized = known is not None and _kept(folder, name, known.key).exists()
     if known is not None and is_authorized:
         folder.authorize(msgspec.structs.replace(known, key=fresh.grant.key))
     return Rotated(fresh, former.pair, is_authorized)
@@ -109,9 +112,8 @@ def finish_broker_rotation(folder: KeyFolder) -> Rotated:
 
 def _replace_own(folder: KeyFolder, former: Identity, fresh: Identity) -> None:
     """Swap the secret: the former one is kept first, so that no moment is without any."""
-    old = folder.own / "old"
-    make_folders(old)
-    kept = old / f"{former.name}-{former.pair.fingerprint}.secret"
+    kept = _kept(folder, former.name, former.grant.key)
+    make_folders(kept.parent)
     if not kept.exists():
         content = write_certificate(former.grant, former.pair.secret.decode())
         create_file(kept, content, SECRET_MODE)
@@ -121,3 +123,8 @@ def _replace_own(folder: KeyFolder, former: Identity, fresh: Identity) -> None:
     path = folder.secret_path(former.name)
     replace_file(path, write_certificate(fresh.grant, secret), SECRET_MODE)
     replace_file(folder.public_path(former.name), write_certificate(fresh.grant), PUBLIC_MODE)
+
+
+def _kept(folder: KeyFolder, name: str, key: str) -> Path:
+    """Where the secret of a former key of this machine's is."""
+    return folder.own / "old" / f"{name}-{fingerprint(key)}.secret"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -20,7 +21,9 @@ __all__ = [
     "create_file",
     "files_in",
     "key_errors",
+    "lacks_descriptors",
     "look_at",
+    "looks_the_same",
     "make_folders",
     "private",
     "read_text",
@@ -146,13 +149,40 @@ def look_at(folders: Iterable[Path]) -> Seen:
     return tuple(found)
 
 
+def looks_the_same(folders: Iterable[Path], seen: Seen) -> bool:
+    """Whether nothing was added, changed or removed since :func:`look_at`.
+
+    It opens nothing: for a process that can open nothing any more.
+    """
+    known = {path: (path, *facts) for path, *facts in seen or ()}
+    for path in {*map(str, folders), *known}:
+        try:
+            facts = os.stat(path)
+            now = (path, facts.st_mtime_ns, facts.st_size, facts.st_ino)
+        except OSError:
+            now = None
+        if now != known.get(path):
+            return False
+    return seen is not None
+
+
+def lacks_descriptors(exc: BaseException) -> bool:
+    """Whether a file could not be read only because this process has too many others open."""
+    cause = exc.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE)
+
+
 def files_in(folder: Path, suffix: str) -> Iterator[Path]:
-    """The files of a folder, by name; a folder that is not there has none."""
+    """The files of a folder, by name; a folder that is not there has none.
+
+    :raises ConfigError: it is there and cannot be read, is no folder, or a link to nothing: what is
+        in it is not known, and that may be who was revoked.
+    """
     try:
         names = sorted(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return
     except OSError as exc:
+        if isinstance(exc, FileNotFoundError) and not folder.is_symlink():
+            return
         with key_errors(folder, "read"):
             raise exc
     for name in names:

@@ -270,8 +270,8 @@ class FolderGuard:
 
     def _put(self, told: AccessList) -> bool:
         """Have a list in force; of two at the same time the later one."""
-        fresh = self._with_brokers(told)
         with self._lock:
+            fresh = self._with_brokers(told)
             if fresh.version == self._list.version:
                 return False
             self._told, self._list = told, fresh
@@ -280,12 +280,16 @@ class FolderGuard:
             *(self._identity.name, len(told.grants), len(told.revoked)),
         )
         for tell in self._listeners:
-            tell()
+            try:
+                tell()
+            except Exception:
+                # One listener's fault must not keep the others from what was revoked.
+                log.exception("%s: a change of the allow-list was not told", self._identity.name)
         return True
 
     def _read_trusted(self) -> tuple[bytes, ...]:
-        keys, own = self._folder.broker_keys(), self._identity.pair.public
-        return (own, *(each for each in keys if each != own)) if self._kind == "broker" else keys
+        own = (self._identity.pair.public,) if self._kind == "broker" else ()
+        return tuple(dict.fromkeys((*own, *self._folder.broker_keys())))
 
     def _follow_trusted(self) -> None:
         """A key of a broker may be added or taken back while nodes run."""
@@ -299,8 +303,9 @@ class FolderGuard:
             self._fault(exc)
             return
         if trusted and trusted != self._trusted:
-            self._trusted = trusted
-            self._list = self._with_brokers(self._told)
+            with self._lock:
+                self._trusted = trusted
+                self._list = self._with_brokers(self._told)
 
     def _fault(self, exc: ConfigError) -> None:
         if str(exc) not in self._faults:
@@ -336,14 +341,20 @@ class FolderGuard:
         first = known.encode()
         return (first, *(each for each in self._trusted if each != first))
 
+    def broker_keys(self) -> tuple[bytes, ...]:
+        """Those that this machine trusts: no word of the directory adds one."""
+        self._follow_trusted()
+        return self._trusted
+
     def bank_keys(self, endpoint: str) -> tuple[bytes, ...]:
-        """The key that the broker named for this address, else those of all banks."""
-        known = self._servers.endpoints.get(endpoint)
-        if known is not None:
-            return (known.encode(),)
+        """The key that the broker named for a bank at this address, else those of all banks."""
         allowed = self._list
         listed = [each.key for each in allowed.grants if each.role == "bank"]
         named = [key for name, key in self._servers.names.items() if name.startswith("bank:")]
+        known = self._servers.endpoints.get(endpoint)
+        # A relay may have claimed the address of a bank that was away.
+        if known is not None and known in (*listed, *named):
+            return (known.encode(),)
         keys = [each for each in dict.fromkeys([*listed, *named]) if each not in allowed.revoked]
         if not keys:
             raise AuthenticationError(

@@ -43,7 +43,9 @@ from labmesh.access.files import (
     Seen,
     create_file,
     files_in,
+    lacks_descriptors,
     look_at,
+    looks_the_same,
     make_folders,
     read_text,
     remove_file,
@@ -201,7 +203,8 @@ class KeyFolder:
         """
         files = sorted(files_in(self.trusted, ".pub"), key=lambda each: each.stem != BROKER)
         self._check_trusted(len(files))
-        return tuple(key_of_certificate(each).encode() for each in files)
+        # One key may lie there twice: a broker's next one, and the same once it is in use.
+        return tuple(dict.fromkeys(key_of_certificate(each).encode() for each in files))
 
     def _check_trusted(self, count: int) -> None:
         if count > _MAX_TRUSTED:
@@ -261,7 +264,8 @@ class KeyFolder:
         :returns: whom it meant; each is in ``revoked``, and no longer in ``authorized``.
         :raises NotFound: nobody of this name is authorized.
         """
-        grants, _ = self._read_list(strict=False)
+        # Also a key that stands under two names, which is on no list for that reason.
+        grants, _ = self._read_files(lambda _: None)
         meant = [each for each in grants if each.name == name]
         if not meant:
             near = did_you_mean(name, {each.name for each in grants})
@@ -291,15 +295,30 @@ class KeyFolder:
         :raises ConfigError: a file cannot be used, or one key stands under two names.
         """
         seen = self._look()
-        grants, revoked = self._read_list(strict=strict, on_fault=on_fault)
+        lacking = False
+
+        def fault(exc: ConfigError) -> None:
+            nonlocal lacking
+            lacking = lacking or lacks_descriptors(exc)
+            if on_fault is not None:
+                on_fault(exc)
+
+        grants, revoked = self._read_list(strict=strict, on_fault=fault)
         content = msgspec.json.encode([grants, sorted(revoked)])
         allowed = AllowList(grants, revoked, sha256(content).hexdigest()[:32])
-        self._seen = seen
+        # What could not be read for want of a descriptor alone is read again.
+        self._seen = None if lacking else seen
         return allowed
 
     def changed(self) -> bool:
         """Whether files were changed since :meth:`allow_list` read them, or may have been."""
-        return self._seen is None or self._look() != self._seen
+        try:
+            return self._seen is None or self._look() != self._seen
+        except ConfigError as exc:
+            # Strangers who connect without end are not to shut the members out.
+            if not lacks_descriptors(exc):
+                raise
+            return not looks_the_same(self._listed, self._seen)
 
     def look_at_trusted(self) -> Seen:
         """Tells one state of the brokers' keys from another; None: it may be changing."""
@@ -308,16 +327,19 @@ class KeyFolder:
     def _read_list(
         self, *, strict: bool = True, on_fault: Callable[[ConfigError], None] | None = None
     ) -> tuple[list[Grant], set[str]]:
-        grants: list[Grant] = []
-        revoked: set[str] = set()
-        refused_names: set[str] = set()
-
         def fault(exc: ConfigError) -> None:
             if strict:
                 raise exc
             if on_fault is not None:
                 on_fault(exc)
 
+        grants, revoked = self._read_files(fault)
+        return without_twins(grants, fault), revoked
+
+    def _read_files(self, fault: Callable[[ConfigError], None]) -> tuple[list[Grant], set[str]]:
+        grants: list[Grant] = []
+        revoked: set[str] = set()
+        refused_names: set[str] = set()
         for path in files_in(self.revoked, ".pub"):
             try:
                 revoked.add(key_of_certificate(path))
@@ -334,7 +356,7 @@ class KeyFolder:
                 else:
                     if grant.name not in refused_names:
                         grants.append(grant)
-        return without_twins(grants, fault), revoked
+        return grants, revoked
 
     def _write_revoked(self, grant: Grant) -> None:
         make_folders(self.path, self.revoked)
@@ -347,7 +369,11 @@ class KeyFolder:
         replace_file(path, write_certificate(grant), PUBLIC_MODE)
 
     def _look(self) -> Seen:
-        return look_at((self.revoked, *(self.authorized / kind for kind in KINDS)))
+        return look_at(self._listed)
+
+    @property
+    def _listed(self) -> tuple[Path, ...]:
+        return (self.revoked, *(self.authorized / kind for kind in KINDS))
 
     # ── the network ─────────────────────────────────────────────────────────────────────────────
 

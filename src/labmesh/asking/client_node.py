@@ -138,7 +138,8 @@ class ClientNode(Node):
 
     def _broker_link(self) -> BrokerLink:
         if not self.spare_rpc:
-            return Link(self._sockets, self.broker_rpc, where="the broker", session=self.session)
+            endpoint = self._sockets.expect_broker(self.broker_rpc)
+            return Link(self._sockets, endpoint, where="the broker", session=self.session)
         return BrokersFollowed(
             self._sockets,
             self.broker_rpc,

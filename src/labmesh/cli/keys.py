@@ -86,8 +86,8 @@ def init(
         )
     out.say("now start the broker here: labmesh broker")
     out.say("for each relay or bank on this machine: labmesh keys new relay ID")
-    out.say("for each other machine: labmesh keys invite NAME --role operator, and there")
-    out.say("  labmesh keys join CODE")
+    out.say("for each other machine or person, here: labmesh keys invite NAME --role ROLE")
+    out.say("  (viewer, operator, admin, relay or bank), and there: labmesh keys join CODE")
     return DONE
 
 

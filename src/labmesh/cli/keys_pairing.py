@@ -71,7 +71,13 @@ def invite(
     name: Annotated[str, Parameter(help="Who is invited; of a relay or bank, its id.")],
     /,
     *,
-    role: Annotated[GuestRole, Parameter(help="What it may be: see 'labmesh keys --help'.")],
+    role: Annotated[
+        GuestRole,
+        Parameter(
+            help="viewer: looks and downloads; operator: also uses instruments and stores "
+            "datasets; admin: also deletes and breaks leases; relay, bank: is that node."
+        ),
+    ],
     relays: Annotated[
         str,
         Parameter(

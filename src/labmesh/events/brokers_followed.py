@@ -74,7 +74,13 @@ class BrokersFollowed:
         self._on_turn: Callable[[str], object] | None = None
         self._closed = False
         links = [
-            Link(sockets, endpoint, where=where, session=session, on_change=self._changed)
+            Link(
+                sockets,
+                sockets.expect_broker(endpoint),
+                where=where,
+                session=session,
+                on_change=self._changed,
+            )
             for endpoint, where in ((first, "the broker"), (spare, "the spare broker"))
         ]
         self._sides = (_Side(links[FIRST], first_events), _Side(links[SPARE], None))

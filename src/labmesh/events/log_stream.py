@@ -211,10 +211,12 @@ class LogStream(logging.Handler):
 
 
 def _line(record: logging.LogRecord) -> dict[str, Any]:
+    # ``extra={"published": ...}``: what others may read in the place of the record's own text.
+    text = getattr(record, "published", None)
     line: dict[str, Any] = {
         "level": record.levelname,
         "logger": record.name,
-        "text": _cut(record.getMessage(), _TEXT_CHARACTERS),
+        "text": _cut(text if isinstance(text, str) else record.getMessage(), _TEXT_CHARACTERS),
         "time": record.created,
         "thread": record.threadName or "",
     }

@@ -151,10 +151,10 @@ class UploadsDesk:
         match request:
             case UploadChunk():
                 size = 0 if body is None else len(body)
-                step = self._receiver.chunk(request, size, now)
-                if self._receiver.is_stream(step.key):
-                    return self._stream_chunk(step, body)
-                return self._in_turn(step, body)
+                chunk = self._receiver.chunk(request, size, now)
+                if self._receiver.is_stream(chunk.key):
+                    return self._stream_chunk(chunk, body)
+                return self._in_turn(chunk, body)
             case UploadWhole():
                 assert body is not None
                 return self._whole(request, body, origin)

@@ -17,14 +17,16 @@ from labmesh.transport.channel import proved
 from labmesh.transport.doorway import peer_of
 from labmesh.transport.keys import Guard
 
-__all__ = ["MAX_OF_ONE", "Audience"]
+__all__ = ["MARKS_OF_ONE", "MAX_OF_ONE", "Audience"]
 
 log = logging.getLogger(__name__)
 
 #: Subscriptions of one key, or of one connection where no key is proved.
 MAX_OF_ONE = 4096
+#: And marks, which have little room all in all: each client has one at a time, for a moment.
+MARKS_OF_ONE = 250
 
-_SUBSCRIBE = b"\x01"
+_END, _SUBSCRIBE = b"\x00", b"\x01"
 _MARK = b"mark."
 #: Of those that were refused so many are remembered, for who asked for them.
 _REMEMBERED = 100
@@ -34,9 +36,15 @@ _REMEMBERED = 100
 class _Listener:
     peer: tuple[str, int]
     user: str
-    subscriptions: int = 0
+    #: what it is subscribed to; what it says that it ends may never have been among it
+    topics: set[bytes] = field(default_factory=set)
+    marks: set[bytes] = field(default_factory=set)
     #: topics that it asked for and was refused
     refused: dict[bytes, None] = field(default_factory=dict)
+
+    def kept(self, topic: bytes) -> set[bytes]:
+        """Among which subscriptions it counts."""
+        return self.marks if topic.startswith(_MARK) else self.topics
 
 
 class Audience:
@@ -56,7 +64,10 @@ class Audience:
 
     def admits(self, frame: zmq.Frame, sign: bytes, topic: bytes) -> bool:
         """A subscription came, or the end of one; False: it is not to be taken."""
-        if sign != _SUBSCRIBE:
+        if sign not in (_END, _SUBSCRIBE):
+            self.refused += 1
+            return False
+        if sign == _END:
             # Of a connection that has ended it is told as well, without saying whose it was.
             self._ended(frame, topic)
             return True
@@ -68,12 +79,13 @@ class Audience:
             self.refused += 1
             self._cut(descriptor, listener)
             return False
-        # A mark tells what was refused; it has limits of its own.
-        if self._count(descriptor, listener) >= self._most and not topic.startswith(_MARK):
+        kept = listener.kept(topic)
+        if topic not in kept and not self._has_room(listener, topic):
             self.refused += 1
             _remember(listener, topic)
             return False
-        listener.subscriptions += 1
+        kept.add(topic)
+        listener.refused.pop(topic, None)
         return True
 
     def was_refused(self, frame: zmq.Frame, topic: bytes) -> None:
@@ -81,7 +93,7 @@ class Audience:
         found = self._listener(frame)
         if found is not None:
             # It was counted before it was looked at.
-            found[1].subscriptions -= 1
+            found[1].kept(topic).discard(topic)
             _remember(found[1], topic)
 
     def refused_to(self, frame: zmq.Frame) -> list[bytes]:
@@ -104,14 +116,19 @@ class Audience:
             return False
         return True
 
-    def _count(self, descriptor: int, listener: _Listener) -> int:
-        if self._guard is None or listener.subscriptions >= self._most:
-            return listener.subscriptions
-        mine = [each for each in self._listeners.values() if each.user == listener.user]
-        if sum(each.subscriptions for each in mine) >= self._most:
-            self.look()
-            mine = [each for each in self._listeners.values() if each.user == listener.user]
-        return sum(each.subscriptions for each in mine)
+    def _has_room(self, listener: _Listener, topic: bytes) -> bool:
+        # A mark tells what was refused; it has a limit of its own.
+        most = MARKS_OF_ONE if topic.startswith(_MARK) else self._most
+        if self._guard is None or len(listener.kept(topic)) >= most:
+            return len(listener.kept(topic)) < most
+        if self._of_user(listener.user, topic) < most:
+            return True
+        self.look()  # some of its connections may have ended
+        return self._of_user(listener.user, topic) < most
+
+    def _of_user(self, user: str, topic: bytes) -> int:
+        mine = (each for each in self._listeners.values() if each.user == user)
+        return sum(len(each.kept(topic)) for each in mine)
 
     def _listener(self, frame: zmq.Frame) -> tuple[int, _Listener] | None:
         """Whose subscription it is; None: nobody can tell, or the connection has ended."""
@@ -132,10 +149,8 @@ class Audience:
         listener = None if descriptor is None else self._listeners.get(descriptor)
         if listener is None:
             return
-        if topic in listener.refused:
-            del listener.refused[topic]
-        elif listener.subscriptions:
-            listener.subscriptions -= 1
+        listener.refused.pop(topic, None)
+        listener.kept(topic).discard(topic)
 
     def _cut(self, descriptor: int, listener: _Listener) -> None:
         self._listeners.pop(descriptor, None)

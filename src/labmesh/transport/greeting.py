@@ -7,7 +7,10 @@ to everybody (RFC 37, "Connection greeting").
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import socket
+import threading
 from typing import Literal, NamedTuple
 
 from labmesh.errors import ProtocolError
@@ -62,18 +65,16 @@ async def greeting_at(endpoint: str) -> Greeting:
         address = parse_connect(endpoint)
     except ProtocolError:
         return Greeting("nobody")
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(_CONNECT_S):
-            # A name by itself first: its failure is another one than that of a connection.
-            await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+            hosts = await _numbers_of(address.host)
     except TimeoutError:
         return Greeting("no name server")
     except OSError as exc:
         return Greeting("no such host", said=exc.strerror or str(exc))
     try:
         async with asyncio.timeout(_CONNECT_S):
-            reader, writer = await asyncio.open_connection(address.host, address.port)
+            reader, writer = await _connected(hosts, address.port)
     except ConnectionRefusedError:
         return Greeting("nobody")
     except TimeoutError:
@@ -85,6 +86,50 @@ async def greeting_at(endpoint: str) -> Greeting:
     finally:
         # Not waited for: nothing is left to be sent, and the other side may have closed it.
         writer.transport.abort()
+
+
+async def _numbers_of(host: str) -> list[str]:
+    """The addresses that a name has, in numbers.
+
+    In a thread of its own: those of the loop may all be busy, and a look-up that hangs must not
+    keep the program from ending.
+    """
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        pass  # a name
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[list[str] | OSError] = loop.create_future()
+
+    def tell(result: list[str] | OSError) -> None:
+        if not found.done():
+            found.set_result(result)
+
+    def look_up() -> None:
+        result: list[str] | OSError
+        try:
+            rows = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            result = [str(each[4][0]) for each in rows]
+        except OSError as exc:
+            result = exc
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody wants to know
+            loop.call_soon_threadsafe(tell, result)
+
+    threading.Thread(target=look_up, name=f"look-up of {host}", daemon=True).start()
+    result = await found
+    if isinstance(result, OSError):
+        raise result
+    return list(dict.fromkeys(result))
+
+
+async def _connected(
+    hosts: list[str], port: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the first of these that takes one."""
+    for host in hosts[:-1]:
+        with contextlib.suppress(OSError):
+            return await asyncio.open_connection(host, port)
+    return await asyncio.open_connection(hosts[-1], port)
 
 
 async def _said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes | None:

@@ -137,6 +137,9 @@ class Guard(Permissions, Protocol):
         :raises AuthenticationError: none is known, so nobody there could be trusted.
         """
 
+    def broker_keys(self) -> tuple[bytes, ...]:
+        """The keys of which a broker has to prove one."""
+
     def bank_keys(self, endpoint: str) -> tuple[bytes, ...]:
         """The same for an address of which only this is known, that a bank is to be there.
 

@@ -179,6 +179,8 @@ class Permits:
         except Forbidden:
             if not self._has_come(user, request):
                 raise
+            # What its key was allowed then it hears of, as long as the key is good.
+            self._check(user, "look")
 
     def told(self, reply: Reply, user: str) -> Reply:
         """A reply as its asker may read it: viewers get a number that this node's log explains in
@@ -208,6 +210,8 @@ class Permits:
         if not inside:
             return detail
         number = secrets.token_hex(4)
-        log.warning("%s: error %s, as %s was told:\n%s", self._name, number, user, inside)
+        told = f"{self._name}: error {number}, as {user} was told"
+        # Viewers may listen to the log: what is published of this line is without the inside.
+        log.warning("%s:\n%s", told, inside, extra={"published": told})
         rest = {key: each for key, each in detail.items() if key != _TRACEBACK}
         return {**rest, "error_id": number}

@@ -50,6 +50,8 @@ _CONNECT_TIMEOUT_MS = 2000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
 _ENFORCE_ZAP_DOMAIN = 93
 _FILES_OF_A_CONTEXT = 16
+#: Sockets of these kinds connect to a broker's event ports, and to nobody else.
+_EVENT_KINDS = (zmq.SUB, zmq.XPUB)
 
 
 class Sockets:
@@ -78,6 +80,8 @@ class Sockets:
         self._tried: dict[str, int] = {}
         #: addresses at which a bank is to be
         self._banks: set[str] = set()
+        #: addresses at which a broker is to be
+        self._brokers: set[str] = set()
         self._has_warned = False
 
     @property
@@ -147,6 +151,8 @@ class Sockets:
         :raises LinkLost: this process has as many files open as it may.
         :raises AuthenticationError: there is no key that the server could be asked to prove.
         """
+        if kind in _EVENT_KINDS:
+            self.expect_broker(endpoint)
         socket = self._connecting(kind, endpoint)
         self._sockets.append(socket)
         # Before connecting: a handshake on one machine is over before one can look.
@@ -228,7 +234,14 @@ class Sockets:
         """A bank is to be there, the directory was not asked which one."""
         self._banks.add(endpoint)
 
+    def expect_broker(self, endpoint: str) -> str:
+        """A broker is to be there, whoever claims that address in the directory; the address."""
+        self._brokers.add(endpoint)
+        return endpoint
+
     def _server_keys(self, guard: Guard, endpoint: str) -> tuple[bytes, ...]:
+        if endpoint in self._brokers:
+            return guard.broker_keys()
         return guard.bank_keys(endpoint) if endpoint in self._banks else guard.server_keys(endpoint)
 
     def has_more_keys(self, endpoint: str) -> bool:

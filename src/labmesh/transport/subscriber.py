@@ -32,7 +32,8 @@ __all__ = ["Lost", "Received", "Subscriber"]
 log = logging.getLogger(__name__)
 
 _BATCH = 512
-_INBOX = 10_000
+#: What waits for the loop: items, or so many states of each relay when they are more.
+_INBOX, _STATES_OF_EACH = 10_000, 20
 _REBUILD_S = 0.5
 _STOP = b""
 _TURN = b">"
@@ -91,7 +92,7 @@ class Subscriber:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._tracker = Tracker()
-        self._inbox: Inbox[Received | Lost] = Inbox(_INBOX)
+        self._inbox: Inbox[Received | Lost] = Inbox(_INBOX, of_each=_STATES_OF_EACH)
         self._scheduled = False
         self._prefixes: set[bytes] = set()
         #: the same as text, and topics that were found to begin with one of them

@@ -1,6 +1,7 @@
 """A whole mesh in mode *keys* in one process, to be attacked: attacked_keys.py KEYS DATA.
 
-KEYS has a folder of keys for each of broker, psu-1 and bank-0. Prints one JSON line with the
+KEYS has a folder of keys for each of broker, psu-1 and bank-0; their journals come to KEYS/audit.
+Prints one JSON line with the
 endpoints by door. SIGTERM ends it with exit code 0.
 """
 
@@ -29,7 +30,12 @@ class Watched(Counted):
 
 
 def security(folder: Path) -> Security:
-    return Security.resolve(environ={"LMH_SECURITY": "keys", "LMH_KEYS_DIR": str(folder)})
+    settings = {
+        "LMH_SECURITY": "keys",
+        "LMH_KEYS_DIR": str(folder),
+        "LMH_AUDIT_DIR": str(folder.parent / "audit"),
+    }
+    return Security.resolve(environ=settings)
 
 
 async def main(keys: Path, data: Path) -> None:

@@ -19,6 +19,8 @@ from labmesh.cli.outcomes import EXIT_CODES
 Captured = pytest.CaptureFixture[str]
 
 COMMANDS = [
+    "audit show",
+    "audit verify",
     "bank",
     "broker",
     "call",

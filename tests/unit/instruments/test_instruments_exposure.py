@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labmesh import expose
 from labmesh.errors import BadArguments, ConfigError, UnknownMethod
 from labmesh.instruments.exposure import MethodTable, call_arguments
 from labmesh.instruments.signatures import Parameters
@@ -593,3 +594,48 @@ def test_annotations_that_are_no_python_are_shown_as_they_are() -> None:
     Odd.run.__annotations__["return"] = Annotated[int, "s"]
     [method] = MethodTable.of(Odd()).describe()
     assert method.signature == "(value: Annotated[) -> int"
+
+
+# ── what a journal is told ──────────────────────────────────────────────────────────────────────
+
+
+class Safe:
+    """A driver with secrets."""
+
+    @expose(redact=["pin", "codes", "more"])
+    def open(self, door: int, pin: str = "", *codes: str, note: str = "", **more: str) -> None:
+        """Some of it is secret."""
+
+    @property
+    def combination(self) -> str:
+        """A value."""
+        return ""
+
+    @combination.setter
+    @expose(redact=["numbers"])
+    def combination(self, numbers: str) -> None:
+        """Set it."""
+
+
+def test_what_is_redacted_is_not_shown_however_it_is_given() -> None:
+    table = MethodTable.of(Safe())
+    mask = "<not shown>"
+    assert table.shown_arguments("open", [1, "p", "c"], {"note": "n", "x": "y"}) == (
+        [1, mask, mask],
+        {"note": "n", "x": mask},
+    )
+    assert table.shown_arguments("open", [1], {"pin": "p"}) == ([1], {"pin": mask})
+    assert table.shown_arguments("combination", ["1-2-3"], {}, "set") == ([mask], {})
+    assert table.shown_arguments("no_such", ["a"], {}) == (["a"], {})
+
+
+def test_a_misspelt_name_to_redact_is_refused() -> None:
+    class Typo:
+        @expose(redact=["pim"])
+        def open(self, pin: str) -> None:
+            """Its author meant pin."""
+
+    with pytest.raises(ConfigError, match="redact names 'pim', and no parameter of open"):
+        MethodTable.of(Typo())
+    with pytest.raises(TypeError, match="redact is a list of names"):
+        expose(redact="pin")
