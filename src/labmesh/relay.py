@@ -11,6 +11,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from labmesh.access.watching import watch_ended_keys
 from labmesh.errors import Stopping
 from labmesh.instruments.cooperation import current
 from labmesh.instruments.exposure import MethodTable
@@ -307,6 +308,8 @@ class RelayAgent(Member):
             # It takes a while once, for which no acquisition should have to wait.
             self._spawn(asyncio.to_thread(driver_facts, type(self.driver)), "facts of the driver")
         self._spawn(self._states.run(), "states")
+        guard = self._sockets.security.guard
+        self._spawn(watch_ended_keys(guard, self._desk.end_of_keys), "keys that end")
         log.info("relay %s: calls at %s", self.node_id, self._endpoints()["rpc"])
 
     async def _leave(self) -> None:

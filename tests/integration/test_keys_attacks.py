@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.support.places import Places
 
 from labmesh import DirectoryBroker, RelayAgent
 from labmesh.access.guard import guard_of
-from labmesh.errors import AuthenticationError, DriverError
+from labmesh.errors import AuthenticationError, DriverError, Locked
 from labmesh.events.log_stream import LogLine
 from labmesh.transport.audience import MARKS_OF_ONE, MAX_OF_ONE
 from labmesh.transport.keys import new_key_pair
@@ -42,6 +43,10 @@ class Supply:
         self.voltage = value
         return value
 
+    def numbers(self) -> Iterator[int]:
+        """One after the other, without end."""
+        yield from itertools.count()
+
     def check(self) -> None:
         """Fail, with a traceback."""
         raise ValueError("nothing is connected")
@@ -64,7 +69,11 @@ class Mesh:
         )
         self.relay: RelayAgent = await self.enter(
             self.places.relay(
-                "psu-1", Supply(), security=relay, read_only=("measure", "check"), log_level="INFO"
+                "psu-1",
+                Supply(),
+                security=relay,
+                read_only=("measure", "check", "numbers"),
+                log_level="INFO",
             )
         )
         await asyncio.wait_for(_of(self.relay.ready), LIMIT_S)
@@ -75,9 +84,7 @@ class Mesh:
     def subscriber(self, name: str) -> Any:
         """A socket of plain pyzmq that sends what it likes to the broker's event port."""
         endpoint = f"tcp://127.0.0.1:{self.broker.xpub.port}"
-        return keyed_socket(
-            zmq.XSUB, endpoint, self.keys.pairs[name], self.keys.broker_pair.public
-        )
+        return keyed_socket(zmq.XSUB, endpoint, self.keys.pairs[name], self.keys.broker_pair.public)
 
 
 async def _of(awaitable: Any) -> Any:
@@ -166,6 +173,29 @@ async def test_a_revoked_key_is_not_even_told_what_its_last_call_gave(mesh: Mesh
         mesh.keys.revoke("otto")
         await until(lambda: guard.grant_of(mesh.keys.grant("otto", "operator").user) is None)
         assert (await answer())["name"] == "forbidden"
+
+
+async def test_what_a_revoked_key_has_open_keeps_nobody_from_the_instrument(mesh: Mesh) -> None:
+    """A stream that its reader does not read on, and a lease that could last a day."""
+    mesh.keys.admit("bob", "operator")
+    guard = mesh.relay._sockets.security.guard
+    assert guard is not None
+    bob = mesh.keys.grant("bob", "operator").user
+    await until(lambda: guard.grant_of(bob) is not None, LIMIT_S)
+    client = await mesh.enter(mesh.places.client(security=mesh.otto))
+    psu = await client.get_relay_agent("psu-1")
+    own, server = mesh.keys.pairs["bob"], guard.identity.public
+    with keyed_socket(zmq.DEALER, mesh.relay.endpoints["rpc"], own, server) as socket:
+        stream = {"type": "call", "id": "1", "session": "s1", "method": "numbers", "credit": 1}
+        for each in (stream, {"type": "acquire", "id": "2", "ttl_s": 86_400.0}):
+            socket.send(json.dumps(each).encode())
+            await until(lambda: socket.poll(0), LIMIT_S)
+            socket.recv()
+        with pytest.raises(Locked):
+            await psu.call("set_voltage", [1.0])
+        mesh.keys.revoke("bob")
+        await until(lambda: not mesh.relay._desk.busy, 1.0, "its stream has ended")
+        assert await psu.call("set_voltage", [3.0]) == 3.0
 
 
 # ── a relay ─────────────────────────────────────────────────────────────────────────────────────

@@ -1,17 +1,18 @@
-"""How a relay or bank keeps its copy of the broker's allow-list current."""
+"""How a relay or bank keeps its copy of the broker's allow-list current, and what follows."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
-from labmesh.errors import LabmeshError
+from labmesh.errors import Forbidden, LabmeshError
 from labmesh.protocol.messages import AccessList, WatchAccess
 from labmesh.transport.keys import Guard
 from labmesh.transport.link import Link
 
-__all__ = ["fetch_allow_list", "watch_allow_list"]
+__all__ = ["fetch_allow_list", "watch_allow_list", "watch_ended_keys"]
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 _ANSWER_S = 30.0
 _FIRST_S = 5.0
 _AGAIN_S, _AGAIN_MAX_S = 0.1, 2.0
+#: Keys whose time is over are looked for so often.
+_LOOK_S = 1.0
 
 
 async def fetch_allow_list(guard: Guard | None, broker: Link | None) -> None:
@@ -53,3 +56,35 @@ async def watch_allow_list(guard: Guard | None, broker: Callable[[], Link | None
             log.info("the broker does not tell its allow-list, the last one holds: %s", exc)
         await asyncio.sleep(again_s)
         again_s = min(2 * again_s, _AGAIN_MAX_S)
+
+
+async def watch_ended_keys(
+    guard: Guard | None, end: Callable[[Callable[[str], bool]], None]
+) -> None:
+    """Have what belongs to a key ended soon after it is revoked, or its time is over; for ever.
+
+    :param end: ends what users have open; it is given what tells whether a user's key is over.
+    """
+    if guard is None:
+        return
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell() -> None:
+        # In the thread that noticed the change; a loop that has ended has nothing open.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(changed.set)
+
+    def is_over(user: str) -> bool:
+        try:
+            guard.check(user, "look")
+        except Forbidden:
+            return True
+        return False
+
+    guard.on_change(tell)
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await changed.wait()
+        changed.clear()
+        end(is_over)

@@ -18,9 +18,11 @@ __all__ = ["Subscription"]
 
 log = logging.getLogger(__name__)
 
-#: More than the broker replays at once; of states so many of each relay, when they are more: who
-#: watches a thousand relays needs the same time to catch up as who watches ten.
+#: States that wait; or so many of each relay, when those are more: who watches a thousand relays
+#: needs the same time to catch up as who watches ten.
 _QUEUE, _STATES_OF_EACH = 2000, 20
+#: Other items: after a stall comes at once what the broker kept meanwhile, and its replay.
+_OTHERS = 25_000
 _BLOCKING_S = 0.1
 #: How long quick callbacks are called one after the other before others get their turn.
 _TURN_S = 0.001
@@ -42,7 +44,7 @@ class Subscription:
     def __init__(self, callback: Callable[..., object], what: str) -> None:
         self._callback = callback
         self.name = f"{what} callback {getattr(callback, '__qualname__', repr(callback))}"
-        self._inbox: Inbox[tuple[Any, ...]] = Inbox(_QUEUE, of_each=_STATES_OF_EACH)
+        self._inbox: Inbox[tuple[Any, ...]] = Inbox(_QUEUE, of_each=_STATES_OF_EACH, most=_OTHERS)
         self._arrived = asyncio.Event()
         self._warnings = Seldom()
         self._returned: set[asyncio.Future[Any]] = set()

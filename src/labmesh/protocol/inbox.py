@@ -11,7 +11,8 @@ T = TypeVar("T")
 
 
 class Inbox(Generic[T]):
-    """Items in order of arrival, at most ``limit``; or more, where ``of_each`` of each key are more.
+    """Items in order of arrival, at most ``limit``, or ``of_each`` of each key where that is more;
+    and up to ``most``, where nothing can be replaced.
 
     An item with a key replaces older ones of its key once the queue is full (a state that nobody
     has looked at yet is worth nothing when there is a newer one). If that does not make room, the
@@ -19,9 +20,10 @@ class Inbox(Generic[T]):
     operation looks through the queue, so a full one costs its reader no more than an empty one.
     """
 
-    def __init__(self, limit: int, *, of_each: int = 0) -> None:
+    def __init__(self, limit: int, *, of_each: int = 0, most: int = 0) -> None:
         self._limit = limit
         self._of_each = of_each
+        self._most = most
         self._arrived = 0
         #: number of arrival → key, item; the oldest first
         self._items: OrderedDict[int, tuple[str | None, T]] = OrderedDict()
@@ -68,7 +70,7 @@ class Inbox(Generic[T]):
             del self._items[number]
         self.conflated += len(self._superseded)
         self._superseded.clear()
-        while len(self._items) > self._room():
+        while len(self._items) > max(self._room(), self._most):
             self.pop()
             self.lost += 1
 

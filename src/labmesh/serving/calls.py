@@ -18,6 +18,7 @@ from labmesh.errors import (
     Cancelled,
     Conflict,
     Expired,
+    Forbidden,
     LabmeshError,
     OutcomeUnknown,
     Stopping,
@@ -49,6 +50,7 @@ from labmesh.protocol.open_call import Ended, OpenCall, Owner
 from labmesh.serving.call_watch import CallWatch, StuckWatch
 from labmesh.serving.lease_desk import LeaseDesk
 from labmesh.serving.served import (
+    KEY_ENDED,
     SHUTTING_DOWN,
     TAKEN_BACK,
     AnyServed,
@@ -142,6 +144,21 @@ class CallDesk:
             self._service.flush()
         return ended
 
+    def end_of_keys(self, is_over: Callable[[str], bool]) -> None:
+        """End what users have open whose keys are no longer good, as far as it can be ended: a
+        stream whose reader may not ask for more would keep the driver's thread for ever.
+        """
+        if not self._served and self.leases.next_deadline() is None:
+            return
+        with self.lock:
+            for opened, job in list(self._served.items()):
+                if is_over(opened.origin.user):
+                    error = Forbidden(f"{KEY_ENDED}; {opened.method} did not run and will not")
+                    if not self._take_back(opened, error):
+                        job.interrupt(KEY_ENDED)
+            self.leases.end_of_keys(is_over, time.monotonic())
+            self._service.flush()
+
     @property
     def busy(self) -> bool:
         """Some call is open."""
@@ -178,7 +195,7 @@ class CallDesk:
             case GetCall():
                 return self._state_of(request, self._owner(request, origin))
             case Acquire() | Renew() | Release() | BreakLease():
-                return self.leases.answer(request, self._owner(request, origin))
+                return self.leases.answer(request, self._owner(request, origin), origin.user)
             case _:
                 raise AssertionError(f"{type(request).__name__} is not for a relay")
 

@@ -18,7 +18,7 @@ from labmesh.instruments.worker import DriverWorker
 from labmesh.protocol.leases import Ended, Leases
 from labmesh.protocol.messages import Acquire, BreakLease, Done, Lease, Release, Renew
 from labmesh.protocol.open_call import Owner
-from labmesh.serving.served import LEASE_ENDED, AnyServed
+from labmesh.serving.served import KEY_ENDED, LEASE_ENDED, AnyServed
 
 __all__ = ["LeaseDesk", "LeaseRequest"]
 
@@ -57,6 +57,8 @@ class LeaseDesk:
         self._tell = tell
         self._on_grant = on_grant
         self._refusing = False
+        #: who holds the lease, where the mode proves that
+        self._user = ""
 
     def refuse(self) -> None:
         """Grant nothing more, and leave the driver alone: its relay is shutting down."""
@@ -70,9 +72,10 @@ class LeaseDesk:
         """When (monotonic seconds) the lease runs out; None: nobody holds one."""
         return self._leases.next_deadline()
 
-    def answer(self, request: LeaseRequest, owner: Owner) -> Lease | Done:
+    def answer(self, request: LeaseRequest, owner: Owner, user: str) -> Lease | Done:
         """Answer a request about the lease.
 
+        :param user: who sends it, where the mode proves that.
         :raises Locked: somebody else holds it, or the one that is meant is over.
         :raises NotFound: there is none that could be broken.
         :raises Conflict: another one than the one to be broken is held.
@@ -87,6 +90,7 @@ class LeaseDesk:
                 held = leases.acquire(
                     owner, ttl_s=request.ttl_s, holder=request.holder, note=request.note, now=now
                 )
+                self._user = user
                 self._tell("lease", held.news())
                 self._on_grant()
                 return leases.message(request.id, now)
@@ -106,6 +110,18 @@ class LeaseDesk:
     def expire(self, now: float) -> None:
         """End the lease if its time has run out."""
         ended = self._leases.expire(now)
+        if ended is not None:
+            self._ended(ended)
+
+    def end_of_keys(self, is_over: Callable[[str], bool], now: float) -> None:
+        """End the lease of a key that is no longer good: it could last a day, and nobody write."""
+        self.expire(now)
+        held = self._leases.held
+        if held is None or not is_over(self._user):
+            return
+        log.warning("%s: the lease of %s ends: %s", self._relay_id, self._user, KEY_ENDED)
+        # As if its holder had vanished: nobody is there who takes over.
+        ended = self._leases.release(held.owner, held.fence, now, abandoned=True)
         if ended is not None:
             self._ended(ended)
 

@@ -38,6 +38,7 @@ TAKEN_BACK = "its caller took it back"
 CALLER_IS_GONE = "its caller is gone"
 LEASE_ENDED = "the lease that it ran under has ended"
 SHUTTING_DOWN = "its relay is shutting down"
+KEY_ENDED = "the key of its caller is no longer good"
 _SCALARS = frozenset({type(None), bool, int, float, str})
 #: What the jobs of open calls have: found quicker than in a dictionary.
 _OWN_SLOTS = ("desk", "fence", "opened", "read_only", "unshared")

@@ -50,8 +50,6 @@ _CONNECT_TIMEOUT_MS = 2000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
 _ENFORCE_ZAP_DOMAIN = 93
 _FILES_OF_A_CONTEXT = 16
-#: Sockets of these kinds connect to a broker's event ports, and to nobody else.
-_EVENT_KINDS = (zmq.SUB, zmq.XPUB)
 
 
 class Sockets:
@@ -78,9 +76,8 @@ class Sockets:
         self._pairs = itertools.count()
         #: endpoint → how many of the keys that its server may have were tried in vain
         self._tried: dict[str, int] = {}
-        #: addresses at which a bank is to be
+        #: addresses at which a bank is to be, and a broker
         self._banks: set[str] = set()
-        #: addresses at which a broker is to be
         self._brokers: set[str] = set()
         self._has_warned = False
 
@@ -151,7 +148,7 @@ class Sockets:
         :raises LinkLost: this process has as many files open as it may.
         :raises AuthenticationError: there is no key that the server could be asked to prove.
         """
-        if kind in _EVENT_KINDS:
+        if kind != zmq.DEALER:  # events: only a broker has such ports
             self.expect_broker(endpoint)
         socket = self._connecting(kind, endpoint)
         self._sockets.append(socket)

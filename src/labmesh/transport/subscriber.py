@@ -32,8 +32,9 @@ __all__ = ["Lost", "Received", "Subscriber"]
 log = logging.getLogger(__name__)
 
 _BATCH = 512
-#: What waits for the loop: items, or so many states of each relay when they are more.
-_INBOX, _STATES_OF_EACH = 10_000, 20
+#: What waits for the loop: states, or so many of each relay when those are more; and of other
+#: events more than the broker keeps for a client that stood still.
+_INBOX, _STATES_OF_EACH, _OTHERS = 10_000, 20, 25_000
 _REBUILD_S = 0.5
 _STOP = b""
 _TURN = b">"
@@ -92,7 +93,7 @@ class Subscriber:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._tracker = Tracker()
-        self._inbox: Inbox[Received | Lost] = Inbox(_INBOX, of_each=_STATES_OF_EACH)
+        self._inbox: Inbox[Received | Lost] = Inbox(_INBOX, of_each=_STATES_OF_EACH, most=_OTHERS)
         self._scheduled = False
         self._prefixes: set[bytes] = set()
         #: the same as text, and topics that were found to begin with one of them

@@ -1,4 +1,4 @@
-"""Attacks on a folder of keys: what breaks off, contradicts itself, or is claimed by another node."""
+"""Attacks on a folder of keys: what breaks off, contradicts itself, or is claimed by others."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_folder_of_the_revoked_that_is_none_admits_nobody(lab: KeyedLab, what:
         revoked.write_text("")
     else:
         revoked.symlink_to(lab.at_broker.path / "a disk that is not mounted")
-    with pytest.raises(ConfigError, match="cannot read .*revoked"):
+    with pytest.raises(ConfigError, match=r"cannot read .*revoked"):
         lab.at_broker.allow_list(strict=False)
     guard = broker_guard_or_none(lab)
     assert guard is None

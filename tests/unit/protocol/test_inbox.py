@@ -90,6 +90,19 @@ def test_with_room_for_each_key_many_states_that_wait_are_no_reason_to_skip() ->
     assert inbox.take() == [2, 3], "what has no key has no more room than before"
 
 
+def test_what_cannot_be_replaced_may_have_more_room_than_states() -> None:
+    inbox = Inbox[int](2, most=5)
+    for number in range(4):
+        inbox.put(number, key="a")
+    assert (len(inbox), inbox.conflated) == (2, 2)
+    for number in range(4):
+        inbox.put(number)
+    assert (len(inbox), inbox.conflated, inbox.lost) == (5, 3, 0)
+    inbox.put(4)
+    assert inbox.take() == [0, 1, 2, 3, 4]
+    assert inbox.lost == 1
+
+
 def test_what_is_remembered_about_keys_is_bounded_by_the_queue() -> None:
     inbox = Inbox[int](10)
     for number in range(1000):
@@ -105,9 +118,10 @@ def test_what_is_remembered_about_keys_is_bounded_by_the_queue() -> None:
 class Simple:
     """The same queue, written to be read."""
 
-    def __init__(self, limit: int, of_each: int) -> None:
+    def __init__(self, limit: int, of_each: int, most: int) -> None:
         self.limit = limit
         self.of_each = of_each
+        self.most = most
         self.items: list[tuple[str | None, int]] = []
         self.conflated = self.lost = 0
 
@@ -123,7 +137,7 @@ class Simple:
         ]
         self.conflated += len(self.items) - len(kept)
         self.items = kept
-        while len(self.items) > self.room():
+        while len(self.items) > max(self.room(), self.most):
             del self.items[0]
             self.lost += 1
 
@@ -135,12 +149,14 @@ class Simple:
 @given(
     limit=st.integers(1, 5),
     of_each=st.integers(0, 3),
+    most=st.integers(0, 9),
     moves=st.lists(st.sampled_from(["a", "b", "c", None, "pop", "take"]), max_size=60),
 )
 def test_it_does_what_the_simple_one_does(
-    limit: int, of_each: int, moves: list[str | None]
+    limit: int, of_each: int, most: int, moves: list[str | None]
 ) -> None:
-    inbox, simple = Inbox[int](limit, of_each=of_each), Simple(limit, of_each)
+    inbox = Inbox[int](limit, of_each=of_each, most=most)
+    simple = Simple(limit, of_each, most)
     for number, move in enumerate(moves):
         if move == "take":
             assert inbox.take() == [item for _, item in simple.items]
