@@ -11,6 +11,7 @@ from labmesh.access.certificates import write_certificate
 from labmesh.access.files import (
     PUBLIC_MODE,
     SECRET_MODE,
+    changing,
     create_file,
     make_folders,
     remove_file,
@@ -75,9 +76,14 @@ def rotate_key(folder: KeyFolder, name: str) -> Rotated:
     :raises NotFound: there is no such key here.
     :raises Conflict: a new key of the broker is prepared already.
     """
+    with changing(folder.path):
+        return _rotated(folder, name)
+
+
+def _rotated(folder: KeyFolder, name: str) -> Rotated:
     former = folder.identity(name)
     if former.role == "broker":
-        pair = folder.create(NEXT_BROKER, "broker")
+        pair = _next_of_broker(folder)
         folder.pin_broker(pair.public, NEXT_BROKER)
         return Rotated(Identity(NEXT_BROKER, "broker", pair), former.pair, is_authorized=False)
     fresh = Identity(name, former.role, new_key_pair())
@@ -95,6 +101,20 @@ def finish_broker_rotation(folder: KeyFolder) -> Rotated:
 
     :raises NotFound: none was prepared.
     """
+    with changing(folder.path):
+        return _finished(folder)
+
+
+def _next_of_broker(folder: KeyFolder) -> KeyPair:
+    if NEXT_BROKER in folder.names():
+        # Of a replacement that broke off before it was trusted; else it is there already.
+        made = folder.secret_of(NEXT_BROKER)
+        if made.public not in folder.broker_keys():
+            return made
+    return folder.create(NEXT_BROKER, "broker")
+
+
+def _finished(folder: KeyFolder) -> Rotated:
     if NEXT_BROKER not in folder.names():
         raise NotFound(
             f"there is no new key of the broker in {folder.own}; 'labmesh keys rotate broker' "

@@ -13,11 +13,17 @@ from pathlib import Path
 
 from labmesh.errors import ConfigError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "FOLDER_MODE",
     "PUBLIC_MODE",
     "SECRET_MODE",
     "Seen",
+    "changing",
     "create_file",
     "files_in",
     "key_errors",
@@ -54,6 +60,25 @@ def key_errors(path: Path, action: str) -> Iterator[None]:
             "folder, or name another folder of keys with LMH_KEYS_DIR",
             file=str(path),
         ) from exc
+
+
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Be the only command that changes a folder in several steps; others wait, on Windows nobody.
+
+    Not for use within itself.
+    """
+    if fcntl is None or not folder.is_dir():
+        yield
+        return
+    with key_errors(folder, "lock"):
+        fd = os.open(folder, os.O_RDONLY)
+    try:
+        with key_errors(folder, "lock"):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def make_folders(*paths: Path) -> None:

@@ -41,6 +41,7 @@ from labmesh.access.files import (
     PUBLIC_MODE,
     SECRET_MODE,
     Seen,
+    changing,
     create_file,
     files_in,
     lacks_descriptors,
@@ -264,16 +265,17 @@ class KeyFolder:
         :returns: whom it meant; each is in ``revoked``, and no longer in ``authorized``.
         :raises NotFound: nobody of this name is authorized.
         """
-        # Also a key that stands under two names, which is on no list for that reason.
-        grants, _ = self._read_files(lambda _: None)
-        meant = [each for each in grants if each.name == name]
+        with changing(self.path):
+            # Also a key that stands under two names, which is on no list for that reason.
+            grants, _ = self._read_files(lambda _: None)
+            meant = [each for each in grants if each.name == name]
+            for each in meant:
+                # In this order: at no moment is the key on no list.
+                self._write_revoked(each)
+                remove_file(self.authorized / each.kind / f"{each.name}.pub")
         if not meant:
             near = did_you_mean(name, {each.name for each in grants})
             raise NotFound(f"nobody called {name!r} is authorized in {self.authorized}; {near}")
-        for each in meant:
-            # In this order: at no moment is the key on no list.
-            self._write_revoked(each)
-            remove_file(self.authorized / each.kind / f"{each.name}.pub")
         return meant
 
     def revoked_names(self) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -223,3 +225,37 @@ def test_the_second_step_of_the_broker_s_rotation_can_be_killed_anywhere(
         assert folder.broker_keys() == (coming.public,), count
         broker_guard(lab)
     assert count >= 8
+
+
+def test_the_first_step_of_the_broker_s_rotation_can_be_killed_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, is_done = 0, False
+    while not is_done:
+        lab = KeyedLab(tmp_path / str(count))
+        folder = lab.at_broker
+        with monkeypatch.context() as patched:
+            _killed_after(patched, count)
+            try:
+                rotate_key(folder, "broker")
+                is_done = True
+            except _Killed:
+                count += 1
+        if "broker-next" not in {each.stem for each in folder.trusted.glob("*.pub")}:
+            rotate_key(folder, "broker")
+        assert len(folder.broker_keys()) == 2, count
+    assert count >= 4
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no lock of a folder")
+def test_commands_at_the_same_time_wait_for_each_other(lab: KeyedLab) -> None:
+    folder = lab.at_broker
+    keys = {folder.create("ana", "operator").public.decode()}
+    folder.authorize(folder.identity("ana").grant)
+    with ThreadPoolExecutor(8) as threads:
+        done = list(threads.map(lambda _: rotate_key(KeyFolder(folder.path), "ana"), range(8)))
+    assert all(each.is_authorized for each in done)
+    keys |= {each.identity.grant.key for each in done}
+    (last,) = (each for each in folder.allow_list().grants if each.role == "operator")
+    assert folder.identity("ana").grant.key == last.key
+    assert folder.allow_list().revoked == keys - {last.key}
