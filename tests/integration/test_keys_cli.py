@@ -279,3 +279,16 @@ async def test_a_short_password_is_refused_where_others_reach_the_node(
     caplog.clear()
     async with DirectoryBroker(**binds(), security=short):
         assert "characters" not in caplog.text
+
+
+def test_who_revokes_is_told_that_a_spare_broker_has_a_list_of_its_own(
+    keys: KeyFolder, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("keys", "init", "--admin", "root")
+    for name, config in (("ana", ""), ("bob", '[broker]\nspare = "lab-pc2"\n')):
+        (tmp_path / "labmesh.toml").write_text(config)
+        run("keys", "new", "viewer", name)
+        assert main(["keys", "revoke", name]) == 0
+        captured = capsys.readouterr()
+        told = "the spare broker (lab-pc2) still admits it" in captured.out + captured.err
+        assert told == bool(config)

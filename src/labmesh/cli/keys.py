@@ -257,6 +257,9 @@ def revoke(name: _Name, /, *, options: MeshOptions = _OPTIONS) -> int:
             out.record(_facts(each) | {"state": "revoked"})
     out.say("it holds within a second, also for who is connected now")
     out.say(f"the files are in {folder.revoked}: as long as they are there the key is refused")
+    if options.settings.broker.spare:
+        out.say(f"the spare broker ({options.settings.broker.spare}) still admits it: run this")
+        out.say("  there as well, or a node that goes over to it admits the key again")
     return DONE
 
 
