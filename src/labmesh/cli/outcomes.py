@@ -77,9 +77,7 @@ OUTCOMES: dict[type[BaseException], Outcome] = {
     BadArguments: Outcome(USAGE, "see 'labmesh show RELAY' for the methods and their arguments"),
     TooLarge: Outcome(REFUSED, "store large values as a dataset: 'labmesh data put FILE'"),
     UnsupportedVersion: Outcome(REFUSED, "install the same version of labmesh on both sides"),
-    AuthenticationError: Outcome(
-        REFUSED, "'labmesh doctor' looks for the cause; --ask-password asks for a password here"
-    ),
+    AuthenticationError: Outcome(REFUSED, "'labmesh doctor' finds the cause and names the mend"),
     Forbidden: Outcome(REFUSED, "ask whoever runs this network"),
     NotFound: Outcome(NOT_FOUND, "see 'labmesh ls' and 'labmesh data ls' for what is there"),
     UnknownMethod: Outcome(NOT_FOUND, "see 'labmesh show RELAY' for its methods"),

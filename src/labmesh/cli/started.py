@@ -19,12 +19,13 @@ __all__ = ["announce", "bank_facts", "broker_facts", "option_for", "relay_facts"
 
 
 def broker_facts(node: DirectoryBroker, config: Config) -> dict[str, Any]:
-    """Where a broker is reached."""
+    """Where a broker is reached, and what its request socket is bound to."""
     host = config.broker.address
     return {
         "rpc": advertised(node.rpc, host),
         "xsub": advertised(node.xsub, host),
         "xpub": advertised(node.xpub, host),
+        "bound": str(node.rpc),
         **_mark(node),
     }
 
@@ -66,7 +67,8 @@ def _rows(nodes: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
     rows = []
     if "broker" in nodes:
         each = nodes["broker"]
-        rows.append(("broker", "broker", "the directory", each["rpc"], _mark_in(each)))
+        what = "the directory" + (", at every interface" if "*" in each["bound"] else "")
+        rows.append(("broker", "broker", what, each["rpc"], _mark_in(each)))
     for each in nodes.get("banks", ()):
         rows.append(("bank", each["bank_id"], each["folder"], each["ingest"], _mark_in(each)))
     for each in nodes.get("relays", ()):

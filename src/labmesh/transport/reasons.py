@@ -53,8 +53,8 @@ def refusal(where: str, mode: Mode, own: str, status: int = 400) -> LabmeshError
             f"{where} does not accept the key of this side: wrong network password? {_SAME}"
         )
     return AuthenticationError(
-        f"{where} refused this host: it runs without a password (protected mode) and "
-        "admits only its own machine. Do one of: run 'labmesh keys init' there, and 'labmesh keys "
+        f"{where} refused this host: it runs without keys or a password (protected mode) "
+        "and admits only its own machine. Do one of: run 'labmesh keys init' there, and 'labmesh keys "
         "invite NAME'; or set LMH_NETWORK_PASSWORD to the same word on "
         "every node; or set LMH_INSECURE=1 there (insecure = true in its [security] table) if "
         "everybody on this network is trusted"

@@ -46,7 +46,8 @@ class Witness(Protocol):
 def address_of(frame: zmq.Frame) -> str:
     """Where a message came from; empty: nobody knows."""
     try:
-        return str(frame.get("Peer-Address"))
+        # An IPv6 socket shows IPv4 peers as addresses of its own kind.
+        return str(frame.get("Peer-Address")).removeprefix("::ffff:")
     except zmq.ZMQError:
         return ""
 
