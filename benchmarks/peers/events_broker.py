@@ -21,7 +21,8 @@ import labmesh
 from labmesh.access.keyring import KeyFolder
 from labmesh.protocol.codec import encode_event
 from labmesh.protocol.messages import Event
-from labmesh.transport.keys import KeyPair, Security
+from labmesh.transport.key_pairs import KeyPair
+from labmesh.transport.keys import Security
 
 _ROLE, _, _KIND = sys.argv[1].partition("-")
 _ANYWHERE = "tcp://127.0.0.1:*"

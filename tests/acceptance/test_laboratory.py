@@ -20,7 +20,7 @@ from tests.support.processes import Process, program
 from tests.support.transcript import HOSTS, Laboratory, blocks_of, comparable
 
 from labmesh.access.keyring import KeyFolder
-from labmesh.transport.keys import KeyPair, new_key_pair
+from labmesh.transport.key_pairs import KeyPair, new_key_pair
 
 LIMIT_S = 20.0
 #: A refusal is told within this time; so long an intruder listens.

@@ -30,7 +30,7 @@ from tests.support.zmtp import frame, zmtp
 
 from labmesh.protocol.codec import encode_event
 from labmesh.protocol.messages import Event
-from labmesh.transport.keys import KeyPair
+from labmesh.transport.key_pairs import KeyPair
 
 LIMIT_S = 10.0
 OWN = b"event.psu-2"

@@ -23,7 +23,7 @@ from tests.support.peers import until
 from tests.support.witness import watching
 
 from labmesh.protocol.access import DOORS
-from labmesh.transport.keys import KeyPair, NetworkKeys, new_key_pair
+from labmesh.transport.key_pairs import KeyPair, NetworkKeys, new_key_pair
 
 ALL_DOORS = [door for doors in DOORS_OF.values() for door in doors]
 ASKED = ("directory", "relay", "ingest", "retrieve")

@@ -18,7 +18,8 @@ from tests.support.knocking import ADMITTED, BROKEN, REFUSED, Knock
 from tests.support.peers import until
 from tests.support.places import Places
 
-from labmesh.transport.keys import KeyPair, NetworkKeys, Security
+from labmesh.transport.key_pairs import KeyPair, NetworkKeys
+from labmesh.transport.keys import Security
 
 RIGHT = "Ångström über dem Läser 42"
 PATIENCE_MS = 5000

@@ -29,7 +29,8 @@ from labmesh.protocol.audit import Entry
 from labmesh.protocol.audit_check import Checker
 from labmesh.protocol.retention import Rule
 from labmesh.storage.journal import check_journal, entries_of, head_beside, journal_files
-from labmesh.transport.keys import Security, new_key_pair
+from labmesh.transport.key_pairs import new_key_pair
+from labmesh.transport.keys import Security
 
 LIMIT_S = 10.0
 LINGER_MS = 1000

@@ -33,7 +33,8 @@ from labmesh.cli.checkup import Finding
 from labmesh.cli.doctor import examine
 from labmesh.cli.options import ClientOptions
 from labmesh.protocol.access import Role
-from labmesh.transport.keys import Security, new_key_pair
+from labmesh.transport.key_pairs import new_key_pair
+from labmesh.transport.keys import Security
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "howto-doctor.md"
 WORD = "four random words here"

@@ -22,7 +22,7 @@ from labmesh.access.guard import guard_of
 from labmesh.errors import AuthenticationError, DriverError, Locked
 from labmesh.events.log_stream import LogLine
 from labmesh.transport.audience import MARKS_OF_ONE, MAX_OF_ONE
-from labmesh.transport.keys import new_key_pair
+from labmesh.transport.key_pairs import new_key_pair
 from labmesh.transport.link import Link
 
 LIMIT_S = 10.0

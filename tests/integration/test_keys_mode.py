@@ -47,7 +47,8 @@ from labmesh.protocol.messages import (
     Welcome,
 )
 from labmesh.relay import upload_dataset
-from labmesh.transport.keys import Security, new_key_pair
+from labmesh.transport.key_pairs import new_key_pair
+from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
 from labmesh.transport.watchdog import watch_authenticator
 

@@ -32,7 +32,8 @@ from labmesh.errors import AuthenticationError
 from labmesh.instruments.simulated import PowerSupply
 from labmesh.relay import upload_dataset
 from labmesh.testing import LocalMesh
-from labmesh.transport.keys import NetworkKeys, Security
+from labmesh.transport.key_pairs import NetworkKeys
+from labmesh.transport.keys import Security
 
 WORD = "one word for the whole laboratory"
 LIMIT_S = 20.0

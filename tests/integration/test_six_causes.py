@@ -33,7 +33,8 @@ from labmesh.cli.options import ClientOptions
 from labmesh.errors import LabmeshError
 from labmesh.instruments.simulated import PowerSupply
 from labmesh.relay import RelayAgent, upload_dataset
-from labmesh.transport.keys import Security, new_key_pair
+from labmesh.transport.key_pairs import new_key_pair
+from labmesh.transport.keys import Security
 
 TOLD_S = 2.0
 LIMIT_S = 10.0

@@ -11,7 +11,7 @@ from tests.support.bad_case import BAD, request
 from tests.support.bad_messages import REPLY_MS, code_of
 from tests.support.keyed import keyed_socket
 
-from labmesh.transport.keys import KeyPair
+from labmesh.transport.key_pairs import KeyPair
 
 __all__ = ["MemberCase", "attack_as", "member_cases"]
 

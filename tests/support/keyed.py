@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from labmesh.access.keyring import KeyFolder
 from labmesh.protocol.access import Grant, Role
-from labmesh.transport.keys import KeyPair, Security
+from labmesh.transport.key_pairs import KeyPair
+from labmesh.transport.keys import Security
 
 __all__ = ["KeyedLab", "key_of", "keyed_socket", "security_in"]
 

@@ -17,7 +17,8 @@ from tests.support.peers import open_sockets
 from tests.support.processes import Process, program
 
 from labmesh.access.guard import guard_of
-from labmesh.transport.keys import KeyPair, Security
+from labmesh.transport.key_pairs import KeyPair
+from labmesh.transport.keys import Security
 from labmesh.transport.link import Link
 
 __all__ = ["DOORS_OF", "KeyedMesh", "keyed_mesh"]

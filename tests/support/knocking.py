@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zmq
 
-from labmesh.transport.keys import KeyPair
+from labmesh.transport.key_pairs import KeyPair
 
 __all__ = ["ADMITTED", "BROKEN", "REFUSED", "Knock"]
 

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import zmq
 
 from labmesh.protocol.addresses import Address, parse_bind
-from labmesh.transport.keys import NetworkKeys, Security
+from labmesh.transport.key_pairs import NetworkKeys
+from labmesh.transport.keys import Security
 from labmesh.transport.sockets import Sockets
 
 #: Nobody but this machine, no password.

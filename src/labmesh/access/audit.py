@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import threading
 import time
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Coroutine, Generator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from msgspec import Raw, Struct
 
-from labmesh.errors import (
-    AuthenticationError,
-    ConfigError,
-    DriverError,
-    Forbidden,
-    LabmeshError,
-    Locked,
+from labmesh.access.audit_files import audit_file
+from labmesh.access.audit_lines import (
+    ACTS,
+    ATTEMPTS,
+    counted_entry,
+    failure_fields,
+    grant_facts,
+    method_of,
+    parameters_of,
+    shown_fields,
 )
+from labmesh.errors import AuthenticationError, Forbidden, LabmeshError
 from labmesh.instruments.exposure import MethodTable
 from labmesh.instruments.jobs import Outcome
-from labmesh.protocol.access import Grant, fingerprint
+from labmesh.protocol.access import Grant
 from labmesh.protocol.audit import Entry, Tally, clean_text, short_parameters
-from labmesh.protocol.batches import BatchEntry, read_entries
+from labmesh.protocol.batches import read_entries
 from labmesh.protocol.leases import Ended
 from labmesh.protocol.messages import (
-    Acquire,
-    Annotate,
     Batch,
-    BreakLease,
     Call,
     Committed,
-    DeleteDataset,
     Lease,
-    PurgeDataset,
-    Release,
     Request,
-    RestoreDataset,
-    UploadAbort,
     UploadCommit,
-    UploadStart,
     UploadWhole,
 )
 from labmesh.protocol.open_call import OpenCall
@@ -50,42 +43,14 @@ from labmesh.storage.journal import Journal
 from labmesh.transport.answering import Answer, Later, Origin
 from labmesh.transport.keys import Guard, Security
 
-__all__ = ["OFF", "Audit", "audit_file", "audit_of", "note_by_command"]
-
-#: In the place of a folder: no journal.
-OFF = "off"
+__all__ = ["Audit", "audit_of"]
 
 #: A refusal of one kind is written so often a minute; the others are counted.
 _REFUSALS = 20
 #: A call that runs for longer has a line before its end as well.
 _LONG_CALL_S = 2.0
 _METHODS = 16
-_CALLS_SHOWN = 16
 
-#: Requests that are recorded when they were done: what they are about, and as what.
-_ACTS: dict[type[Request], tuple[str, str]] = {
-    Acquire: ("lease", "acquire"),
-    BreakLease: ("lease", "break"),
-    UploadWhole: ("upload", "upload"),
-    UploadCommit: ("upload", "upload"),
-    UploadAbort: ("upload", "abort"),
-    Annotate: ("dataset", "annotate"),
-    DeleteDataset: ("dataset", "delete"),
-    RestoreDataset: ("dataset", "restore"),
-    PurgeDataset: ("dataset", "purge"),
-}
-#: The same, only when they failed.
-_ATTEMPTS: dict[type[Request], tuple[str, str]] = {
-    Call: ("call", ""),
-    Batch: ("call", "batch"),
-    Release: ("lease", "release"),
-    UploadStart: ("upload", "start"),
-    **_ACTS,
-}
-#: What of a request stands in another field already, or is nobody's business.
-_NOT_SHOWN = frozenset(
-    ["id", "version", "target", "epoch", "deadline", "session", "dataset_id", "provenance", "meta"]
-)
 _WHO = {"password": "member", "open": "anonymous"}
 
 
@@ -159,7 +124,7 @@ class Audit:
     ) -> Answer | Later:
         """As of :class:`~labmesh.transport.witness.Witness`."""
         kind = type(request)
-        if kind not in _ATTEMPTS or answer is None:
+        if kind not in ATTEMPTS or answer is None:
             return answer
         if isinstance(answer, Coroutine):
             return _Watched(self, request, origin, answer, since)
@@ -182,10 +147,10 @@ class Audit:
 
     def answered(self, request: Request, origin: Origin, answer: Answer, since: float) -> None:
         """A request was done."""
-        if type(request) not in _ACTS:
+        if type(request) not in ACTS:
             return
         reply = answer[0] if isinstance(answer, tuple) else answer
-        shown = _shown(request)
+        shown = shown_fields(request)
         if isinstance(reply, Committed) and isinstance(request, UploadWhole | UploadCommit):
             record = reply.record
             shown = {"name": record.name, "size": record.size, "sha256": record.sha256}
@@ -200,25 +165,25 @@ class Audit:
         is_refusal = isinstance(error, Forbidden | AuthenticationError)
         if not is_refusal and not self._is_act(request):
             return
-        kind = (origin.user or origin.address, _method_of(request), error.name)
+        kind = (origin.user or origin.address, method_of(request), error.name)
         if self._takes(self._refusals, kind):
-            shown = self._parameters(request)
-            self._put_request(request, origin, since, parameters=shown, **_failure(error))
+            shown = parameters_of(request, self._table)
+            self._put_request(request, origin, since, parameters=shown, **failure_fields(error))
 
     def _is_act(self, request: Request) -> bool:
         """Whether it would have changed something."""
         if isinstance(request, Call) and self._table is not None:
             return not self._table.only_reads(request.method, request.access)
-        return type(request) in _ATTEMPTS
+        return type(request) in ATTEMPTS
 
     def _put_request(
         self, request: Request, origin: Origin, since: float | None, **fields: Any
     ) -> None:
-        what, method = _ATTEMPTS.get(type(request), ("request", ""))
+        what, method = ATTEMPTS.get(type(request), ("request", ""))
         took_s = 0.0 if since is None else time.monotonic() - since
         self._put(
             what=what,
-            method=method or _method_of(request),
+            method=method or method_of(request),
             time=time.time() - took_s,
             user=origin.user or self._anybody,
             address=origin.address,
@@ -274,19 +239,7 @@ class Audit:
             ("event", self._events),
         ):
             for kind, count in tally.all_due() if at_end else tally.due(now):
-                text = f"{count} more like it: {', '.join(filter(None, kind))}"
-                made.append(
-                    Entry(
-                        time=time.time(),
-                        node=self._node,
-                        what=what,
-                        user=kind[0],
-                        object=self._id,
-                        outcome="refused",
-                        text=clean_text(text),
-                        count=count,
-                    )
-                )
+                made.append(counted_entry(self._node, self._id, what, kind, count))
         return made
 
     # ── calls and leases: the relay's, under its lock ───────────────────────────────────────────
@@ -304,14 +257,14 @@ class Audit:
             methods = tuple(names)[:_METHODS]
         elif request.access == "set":
             access = "set"
-        parameters = self._parameters(request)
+        parameters = parameters_of(request, self._table)
         self._open[opened] = _Draft(time.time(), opened.method, methods, access, parameters)
 
     def ended(self, opened: OpenCall, outcome: Outcome) -> None:
         """A call has ended; of one that did not write nothing is known here."""
         draft = self._open.pop(opened, None)
         if draft is not None:
-            failure = {} if outcome.error is None else _failure(outcome.error)
+            failure = {} if outcome.error is None else failure_fields(outcome.error)
             self._put_call(opened, draft, **failure)
 
     def look(self, now: float) -> None:
@@ -351,27 +304,6 @@ class Audit:
             **fields,
         )
 
-    def _parameters(self, request: Request) -> Raw:
-        if isinstance(request, Call):
-            given = BatchEntry(request.method, request.args, request.kwargs, request.access)
-            return short_parameters(*self._arguments(given))
-        if isinstance(request, Batch):
-            try:
-                entries = read_entries(request.calls[:_CALLS_SHOWN])
-            except LabmeshError:
-                return short_parameters(kwargs={"calls": len(request.calls)})
-            calls: list[Any] = []
-            for each in entries:
-                args, kwargs = self._arguments(each)
-                calls.append([each.method, *args, *([dict(kwargs)] if kwargs else [])])
-            return short_parameters(kwargs={"count": len(request.calls), "calls": calls})
-        return short_parameters(kwargs=_shown(request))
-
-    def _arguments(self, entry: BatchEntry) -> tuple[Any, Mapping[str, Any]]:
-        if self._table is None:
-            return entry.args, entry.kwargs
-        return self._table.shown_arguments(entry.method, entry.args, entry.kwargs, entry.access)
-
     # ── what nobody asked for ───────────────────────────────────────────────────────────────────
 
     def by_itself(self, method: str, dataset_id: str, why: str) -> None:
@@ -396,7 +328,7 @@ class Audit:
                 method=method,
                 user="the folder of keys",
                 object=grant.name,
-                parameters=short_parameters(kwargs=_grant_facts(grant)),
+                parameters=short_parameters(kwargs=grant_facts(grant)),
             )
 
 
@@ -438,25 +370,6 @@ class _Watched(Coroutine[Any, Any, Answer]):
             raise
 
 
-# ── where it is ─────────────────────────────────────────────────────────────────────────────────
-
-
-def audit_file(
-    audit_dir: str, network: str, kind: str, node_id: str, *, has_keys: bool
-) -> Path | None:
-    """The journal of a node; None: it has none.
-
-    :param audit_dir: a folder, ``off``, or empty: the usual place where nodes have keys.
-    """
-    if audit_dir == OFF or not (audit_dir or has_keys):
-        return None
-    if audit_dir:
-        folder = Path(audit_dir).expanduser().absolute()
-    else:
-        folder = platformdirs.user_state_path("labmesh", appauthor=False) / "audit" / network
-    return folder / (f"{kind}.jsonl" if kind == node_id else f"{kind}-{node_id}.jsonl")
-
-
 def audit_of(security: Security, kind: str, node_id: str) -> Audit | None:
     """What records who does what at a node; None: nothing is recorded.
 
@@ -472,69 +385,5 @@ def audit_of(security: Security, kind: str, node_id: str) -> Audit | None:
     return Audit(path, node, anybody=_WHO.get(security.mode, "unknown"))
 
 
-def note_by_command(audit_dir: str, network: str, method: str, name: str, **parameters: Any) -> str:
-    """Note in the broker's journal what a command did to the list; why that failed, or nothing."""
-    path = audit_file(audit_dir, network, "broker", "broker", has_keys=True)
-    if path is None:
-        return ""
-    entry = Entry(
-        time=time.time(),
-        what="access",
-        node="broker",
-        user=f"local:{_system_user()}",
-        object=name,
-        method=method,
-        parameters=short_parameters(kwargs=parameters),
-    )
-    try:
-        Journal(path).append([entry])
-    except (OSError, ConfigError) as exc:
-        return f"this is not in the audit journal: {exc}"
-    return ""
-
-
-def _system_user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # the system knows no name
-        return "unknown"
-
-
 def _grants_of(guard: Guard) -> dict[str, Grant]:
     return {each.key: each for each in guard.told("").grants}
-
-
-def _grant_facts(grant: Grant) -> dict[str, Any]:
-    facts = {
-        "role": grant.role,
-        "fingerprint": fingerprint(grant.key),
-        "relays": list(grant.relays),
-        "deny": list(grant.methods_deny),
-        "addresses": list(grant.addresses),
-        "not_after": grant.not_after,
-    }
-    return {key: each for key, each in facts.items() if each}
-
-
-def _shown(request: Request) -> dict[str, Any]:
-    """The fields of a request that say something."""
-    told = {
-        key: getattr(request, key) for key in request.__struct_fields__ if key not in _NOT_SHOWN
-    }
-    return {key: each for key, each in told.items() if each not in (None, "", [], {}, ())}
-
-
-def _method_of(request: Request) -> str:
-    if isinstance(request, Call):
-        return request.method
-    return _ATTEMPTS.get(type(request), ("", ""))[1] or str(request.__struct_config__.tag)
-
-
-def _failure(error: LabmeshError) -> dict[str, Any]:
-    """How a request failed, as fields of a line."""
-    if isinstance(error, Forbidden | AuthenticationError | Locked):
-        outcome = "refused"
-    else:
-        outcome = "not_run" if error.executed is False else "failed"
-    name = error.exception_type if isinstance(error, DriverError) else type(error).__name__
-    return {"outcome": outcome, "error": clean_text(name, 128), "text": clean_text(error.text)}

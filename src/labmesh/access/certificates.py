@@ -30,7 +30,7 @@ from labmesh.errors import ConfigError, ProtocolError
 from labmesh.protocol.access import Grant, Role, fingerprint, parse_network
 from labmesh.protocol.ids import check_id, did_you_mean, shown
 from labmesh.protocol.messages import KEY_PATTERN
-from labmesh.transport.keys import KeyPair, is_pair
+from labmesh.transport.key_pairs import KeyPair, is_pair
 
 __all__ = [
     "Certificate",

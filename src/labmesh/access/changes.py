@@ -20,7 +20,7 @@ from labmesh.access.files import (
 from labmesh.access.keyring import BROKER, KINDS, Identity, KeyFolder
 from labmesh.errors import Conflict, NotFound
 from labmesh.protocol.access import fingerprint
-from labmesh.transport.keys import KeyPair, new_key_pair
+from labmesh.transport.key_pairs import KeyPair, new_key_pair
 
 __all__ = ["NEXT_BROKER", "Rotated", "finish_broker_rotation", "found_network", "rotate_key"]
 

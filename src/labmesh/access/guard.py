@@ -17,7 +17,8 @@ from labmesh.access.known_servers import KnownServers
 from labmesh.errors import AuthenticationError, ConfigError, NotFound
 from labmesh.protocol.access import Action, AllowList, Grant, fingerprint
 from labmesh.protocol.messages import AccessList
-from labmesh.transport.keys import KeyPair, Security
+from labmesh.transport.key_pairs import KeyPair
+from labmesh.transport.keys import Security
 
 __all__ = ["REFRESH_S", "FolderGuard", "guard_of", "identity_of"]
 

@@ -56,7 +56,7 @@ from labmesh.errors import ConfigError, Conflict, NotFound, ProtocolError
 from labmesh.protocol.access import AllowList, Grant, Role, fingerprint
 from labmesh.protocol.ids import check_id, did_you_mean
 from labmesh.protocol.messages import MAX_GRANTS
-from labmesh.transport.keys import KeyPair, new_key_pair
+from labmesh.transport.key_pairs import KeyPair, new_key_pair
 
 __all__ = ["BROKER", "KINDS", "Identity", "KeyFolder"]
 

@@ -16,7 +16,7 @@ from labmesh.errors import ConfigError, LabmeshError, NotFound, OutcomeUnknown
 from labmesh.protocol.access import fingerprint
 from labmesh.protocol.addresses import Address
 from labmesh.protocol.pairing import GuestRole, Terms
-from labmesh.transport.keys import KeyPair
+from labmesh.transport.key_pairs import KeyPair
 
 __all__ = ["Confirming", "enter", "terms_for"]
 

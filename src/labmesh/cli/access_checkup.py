@@ -18,7 +18,8 @@ from labmesh.cli.checkup import FAIL, OK, WARN, Finding
 from labmesh.config import Config
 from labmesh.errors import ConfigError, LabmeshError, NotFound
 from labmesh.protocol.addresses import parse_bind
-from labmesh.transport.keys import MIN_PASSWORD, NetworkKeys, Security
+from labmesh.transport.key_pairs import NetworkKeys
+from labmesh.transport.keys import MIN_PASSWORD, Security
 from labmesh.transport.link import Link
 from labmesh.transport.reasons import bearer
 from labmesh.transport.sockets import Sockets

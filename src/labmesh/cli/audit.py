@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from cyclopts import Parameter
 
-from labmesh.access.audit import OFF, audit_file, note_by_command
+from labmesh.access.audit_files import OFF, audit_file, note_by_command
 from labmesh.access.keyring import KeyFolder
 from labmesh.cli.options import MeshOptions
 from labmesh.cli.outcomes import CHECKSUM, DONE

@@ -35,7 +35,6 @@ from labmesh.protocol.messages import (
     Batch,
     BreakLease,
     Call,
-    CallState,
     Cancel,
     Done,
     GetCall,
@@ -47,6 +46,7 @@ from labmesh.protocol.messages import (
     SessionRequest,
 )
 from labmesh.protocol.open_call import Ended, OpenCall, Owner
+from labmesh.serving.call_state import state_of
 from labmesh.serving.call_watch import CallWatch, StuckWatch
 from labmesh.serving.lease_desk import LeaseDesk
 from labmesh.serving.served import (
@@ -57,10 +57,11 @@ from labmesh.serving.served import (
     ServedBatch,
     ServedCall,
     ServedStream,
+    abandoned,
     given_up,
     is_given_up,
-    kept_value,
     overdue,
+    taken_back,
 )
 from labmesh.transport.answering import Answer, Origin
 from labmesh.transport.shared import SharedService
@@ -140,7 +141,7 @@ class CallDesk:
         ended = await self.worker.close(timeout_s)
         with self.lock:
             for opened in list(self._served):
-                self.end(opened, Outcome(error=_abandoned(self._relay_id, opened.method)))
+                self.end(opened, Outcome(error=abandoned(self._relay_id, opened.method)))
             self._service.flush()
         return ended
 
@@ -193,7 +194,8 @@ class CallDesk:
                     job.grant(request.credit)
                 return Done(id=request.id)
             case GetCall():
-                return self._state_of(request, self._owner(request, origin))
+                owner = self._owner(request, origin)
+                return state_of(self._callee, request, owner, time.monotonic())
             case Acquire() | Renew() | Release() | BreakLease():
                 return self.leases.answer(request, self._owner(request, origin), origin.user)
             case _:
@@ -303,39 +305,10 @@ class CallDesk:
 
     def _cancel(self, request: Cancel, owner: Owner) -> Done:
         opened = self._callee.find(owner, request.call)
-        if self._take_back(opened, _cancelled(opened.method)):
+        if self._take_back(opened, taken_back(opened.method)):
             return Done(id=request.id)
         self._served[opened].interrupt(TAKEN_BACK)
         raise Conflict(f"{opened.method} has begun; it was told that nobody waits for it")
-
-    def _state_of(self, request: GetCall, owner: Owner) -> CallState:
-        now = time.monotonic()
-        try:
-            known = self._callee.look_up(
-                owner, request.call, request.age_s, now, kept=bool(request.session)
-            )
-        except OutcomeUnknown as exc:
-            return CallState(id=request.id, state="unknown", text=str(exc))
-        if known is None:
-            text = "it never arrived here, and will not run"
-            return CallState(id=request.id, state="not_run", text=text)
-        return self._told(request.id, known, now)
-
-    def _told(self, request_id: str, opened: OpenCall, now: float) -> CallState:
-        error, value, kept = opened.error, None, False
-        if opened.ended == "returned" and opened.reply is not None:
-            value, kept = kept_value(opened), True
-        return CallState(
-            id=request_id,
-            state=opened.state,
-            method=opened.method,
-            age_s=max(0.0, now - opened.since),
-            value=value,
-            kept=kept,
-            error="" if error is None else error.name,
-            text="" if error is None else str(error),
-            detail={} if error is None else error.detail,
-        )
 
     # ── ends of calls, under the lock ───────────────────────────────────────────────────────────
 
@@ -418,14 +391,3 @@ def _credit(call: Call) -> int:
             method=call.method,
         )
     return call.credit
-
-
-def _abandoned(relay_id: str, method: str) -> LabmeshError:
-    return OutcomeUnknown(
-        f"{relay_id} was stopped while {method} was running: its outcome is unknown; look at the "
-        "instrument before you send it again"
-    )
-
-
-def _cancelled(method: str) -> LabmeshError:
-    return Cancelled(f"{method} was taken back by its caller before it began; it did not run")

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any, Protocol
 
-from labmesh.errors import Expired, LabmeshError, TooLarge
+from labmesh.errors import Cancelled, Expired, LabmeshError, OutcomeUnknown, TooLarge
 from labmesh.instruments.exposure import BoundCall
 from labmesh.instruments.failures import unsendable_result
 from labmesh.instruments.jobs import BatchJob, Interrupted, Job, Outcome, Runner, StreamJob
@@ -84,6 +84,19 @@ def given_up(method: str) -> Expired:
     return Expired(
         f"{method} waited in the queue, and its caller heard nothing of it for {_GIVEN_UP_S:g} s; "
         "it was not run and will not be"
+    )
+
+
+def taken_back(method: str) -> Cancelled:
+    """What the caller of a call is told that took it back in time."""
+    return Cancelled(f"{method} was taken back by its caller before it began; it did not run")
+
+
+def abandoned(relay_id: str, method: str) -> OutcomeUnknown:
+    """What the caller of a call is told that its relay did not see to its end."""
+    return OutcomeUnknown(
+        f"{relay_id} was stopped while {method} was running: its outcome is unknown; look at the "
+        "instrument before you send it again"
     )
 
 

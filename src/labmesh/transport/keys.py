@@ -3,49 +3,35 @@
 In mode *keys* each node has a key pair of its own, and a :class:`Guard` knows who may come in and
 which key a server has to prove.
 
-In mode *password* one secret word makes two CURVE key pairs: one that every server of the network
-uses, and one that every connecting socket uses. Who knows the word has both, so both sides prove
-it, and the word itself never crosses the wire (RFC 26, "one key for all").
-
-Two people who type the same word must get the same keys. So it is taken in Unicode's form NFC (an
-``ü`` may arrive as one character or as two, RFC 8265), and without white space around it (``set
-LMH_NETWORK_PASSWORD=word && ...`` of Windows leaves a space there, a file of variables a line end).
+In mode *password* all nodes have the two key pairs that one secret word makes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 import platformdirs
-import zmq
-from zmq.utils import z85
 
 from labmesh.errors import ConfigError, Forbidden, ProtocolError
-from labmesh.protocol.access import ACTIONS, Action, Grant, Role, fingerprint
+from labmesh.protocol.access import ACTIONS, Action, Grant, Role
 from labmesh.protocol.addresses import Address, is_loopback
 from labmesh.protocol.ids import check_id
 from labmesh.protocol.messages import AccessList
+from labmesh.transport.key_pairs import KeyPair, NetworkKeys, canonical, check_curve
 
 __all__ = [
     "MIN_PASSWORD",
     "Guard",
-    "KeyPair",
     "Mode",
-    "NetworkKeys",
     "OneRole",
     "Permissions",
     "Security",
-    "is_pair",
     "keys_folder",
     "network_name",
-    "new_key_pair",
 ]
 
 Mode = Literal["keys", "password", "open"]
@@ -56,36 +42,6 @@ MIN_PASSWORD = 12
 
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"", "0", "false", "no", "off"}
-
-
-@dataclass(frozen=True)
-class KeyPair:
-    """A CURVE key pair in Z85; the secret stays out of ``repr``."""
-
-    public: bytes
-    secret: bytes = field(repr=False)
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the public key: what people compare."""
-        return fingerprint(self.public.decode("ascii"))
-
-
-def new_key_pair() -> KeyPair:
-    """Make a key pair of the system's randomness.
-
-    :raises ConfigError: libzmq has no CURVE.
-    """
-    _check_curve("keys")
-    return KeyPair(*zmq.curve_keypair())
-
-
-def is_pair(pair: KeyPair) -> bool:
-    """Whether the two halves belong to each other."""
-    try:
-        return zmq.curve_public(pair.secret) == pair.public
-    except (ValueError, zmq.ZMQError):  # no key at all, by its characters
-        return False
 
 
 class Permissions(Protocol):
@@ -197,39 +153,6 @@ class OneRole:
 
 
 @dataclass(frozen=True)
-class NetworkKeys:
-    """The keys of a network with a password: of its servers, and of those that connect."""
-
-    server: KeyPair
-    client: KeyPair
-
-    @staticmethod
-    @lru_cache(maxsize=8)
-    def from_password(password: str, network: str) -> NetworkKeys:
-        """Derive the keys (scrypt, 32 MiB, about 0.2 s)."""
-        derived = hashlib.scrypt(
-            # As the environment had it, also where it is not valid UTF-8.
-            _canonical(password).encode("utf-8", "surrogateescape"),
-            salt=f"labmesh/1/{network}".encode(),
-            n=2**15,
-            r=8,
-            p=1,
-            maxmem=2**26,
-            dklen=64,
-        )
-        return NetworkKeys(_pair(derived[:32]), _pair(derived[32:]))
-
-
-def _canonical(password: str) -> str:
-    return unicodedata.normalize("NFC", password.strip())
-
-
-def _pair(secret: bytes) -> KeyPair:
-    encoded = z85.encode(secret)
-    return KeyPair(zmq.curve_public(encoded), encoded)
-
-
-@dataclass(frozen=True)
 class Security:
     """What a node's sockets use. Make one with :meth:`resolve`.
 
@@ -291,7 +214,7 @@ class Security:
             return cls("keys", name, folder=folder, audit_dir=audit)
         if wanted == "password" or (wanted == "auto" and password):
             keys = NetworkKeys.from_password(_checked(password), name)
-            short = len(_canonical(password)) < MIN_PASSWORD
+            short = len(canonical(password)) < MIN_PASSWORD
             return cls(
                 "password",
                 name,
@@ -315,7 +238,7 @@ class Security:
         guard = find(self, kind, node_id)
         if guard is None:
             return self
-        _check_curve("keys")
+        check_curve("keys")
         return replace(self, mode="keys", keys=None, insecure=False, guard=guard)
 
     def without_keys(self) -> Security:
@@ -364,7 +287,7 @@ def keys_folder(
 
 
 def _checked(password: str) -> str:
-    _check_curve("password")
+    check_curve("password")
     if not password:
         raise ConfigError(
             "security mode is 'password', but LMH_NETWORK_PASSWORD is not set; set it to "
@@ -376,14 +299,6 @@ def _checked(password: str) -> str:
             "password, or unset it to run without one"
         )
     return password
-
-
-def _check_curve(mode: str) -> None:
-    if not zmq.has("curve"):
-        raise ConfigError(
-            f"security mode {mode!r} needs CURVE, and the installed libzmq ({zmq.zmq_version()}) "
-            "has none; install pyzmq from its wheel: pip install --force-reinstall pyzmq"
-        )
 
 
 def network_name(name: str | None, environ: Mapping[str, str] = os.environ) -> str:

@@ -30,9 +30,9 @@ from labmesh.protocol.pairing import (
     PairingCode,
 )
 from labmesh.transport.answering import failure
+from labmesh.transport.binding import bind_error
 from labmesh.transport.channel import Frames, receive_rest, skip
-from labmesh.transport.keys import NetworkKeys
-from labmesh.transport.sockets import bind_error
+from labmesh.transport.key_pairs import NetworkKeys
 
 __all__ = ["HANDSHAKE_MS", "OpenInvitation", "keys_of"]
 

@@ -7,21 +7,20 @@ authenticator, and every socket with the options that measurements asked for.
 from __future__ import annotations
 
 import contextlib
-import errno
-import ipaddress
 import itertools
 import logging
 import os
-import socket as stdlib_socket
 from typing import Any, Literal
 
 import zmq
 
-from labmesh.errors import ConfigError, Conflict, Forbidden, LabmeshError, LinkLost
+from labmesh.errors import ConfigError, LinkLost
 from labmesh.protocol.addresses import Address, parse_bind, parse_connect
 from labmesh.protocol.messages import NodeRecord
 from labmesh.transport.auth import Authenticator
-from labmesh.transport.keys import Guard, KeyPair, Security
+from labmesh.transport.binding import bind_error, has_ipv6, is_ip, resolve
+from labmesh.transport.key_pairs import KeyPair
+from labmesh.transport.keys import Guard, Security
 from labmesh.transport.witness import Witness
 
 __all__ = ["Sockets"]
@@ -126,9 +125,9 @@ class Sockets:
         if kind == zmq.ROUTER:
             socket.router_mandatory = True
         host = address.host
-        if host != "*" and not _is_ip(host):
-            host = _resolve(host, owner)
-        socket.ipv6 = ":" in host or (host == "*" and _has_ipv6())
+        if host != "*" and not is_ip(host):
+            host = resolve(host, owner)
+        socket.ipv6 = ":" in host or (host == "*" and has_ipv6())
         try:
             socket.bind(Address(host, address.port).zmq_bind)
         except zmq.ZMQError as exc:
@@ -195,7 +194,7 @@ class Sockets:
             socket.curve_serverkey = expected
             socket.curve_publickey, socket.curve_secretkey = own.public, own.secret
         # "localhost" is ::1 first on many machines, where an IPv4 server would not be found.
-        named = address.host != "localhost" and not _is_ip(address.host)
+        named = address.host != "localhost" and not is_ip(address.host)
         socket.ipv6 = address.is_ipv6 or named
         return socket
 
@@ -314,37 +313,6 @@ class Sockets:
         return socket
 
 
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _has_ipv6() -> bool:
-    if not stdlib_socket.has_ipv6:
-        return False
-    try:
-        with stdlib_socket.socket(stdlib_socket.AF_INET6, stdlib_socket.SOCK_STREAM) as probe:
-            probe.bind(("::", 0))
-    except OSError:
-        return False
-    return True
-
-
-def _resolve(host: str, owner: str) -> str:
-    try:
-        found = stdlib_socket.getaddrinfo(host, None, type=stdlib_socket.SOCK_STREAM)
-    except OSError as exc:
-        raise ConfigError(
-            f"{owner} cannot bind to host {host!r}: {exc.strerror or exc}; use '*' for every "
-            "interface, or an address of this machine"
-        ) from exc
-    preferred = [each for each in found if each[0] == stdlib_socket.AF_INET] or found
-    return str(preferred[0][4][0])
-
-
 def _check_room_for_files(name: str) -> None:
     """libzmq ends the whole process when it finds none for a context's first socket."""
     with contextlib.ExitStack() as opened:
@@ -359,22 +327,6 @@ def _no_socket(name: str, exc: OSError | zmq.ZMQError) -> LinkLost:
     return LinkLost(
         f"{name} cannot open another socket ({exc.strerror}): close connections that are not "
         "needed, or allow more open files (ulimit -n)"
-    )
-
-
-def bind_error(exc: zmq.ZMQError, address: Address, owner: str) -> LabmeshError:
-    if exc.errno == errno.EADDRINUSE:
-        return Conflict(
-            f"port {address.port} ({address}) is already in use on this machine, and {owner} asked "
-            "for it: stop the other program, give another port, or give port '*' to take a free "
-            "one",
-            port=address.port,
-        )
-    if exc.errno == errno.EACCES:
-        return Forbidden(f"{owner} may not bind {address}: use a port above 1023")
-    return ConfigError(
-        f"{owner} cannot bind {address}: {exc.strerror}; use '*' for every interface, or an "
-        "address of this machine"
     )
 
 

@@ -16,7 +16,7 @@ from labmesh.access.changes import finish_broker_rotation, rotate_key
 from labmesh.access.guard import FolderGuard, guard_of
 from labmesh.access.keyring import KeyFolder
 from labmesh.errors import ConfigError, Forbidden
-from labmesh.transport.keys import new_key_pair
+from labmesh.transport.key_pairs import new_key_pair
 
 HERE = "127.0.0.1"
 

@@ -17,7 +17,7 @@ from labmesh.access.folder_check import check_folder
 from labmesh.access.keyring import KeyFolder
 from labmesh.errors import ConfigError, Conflict, NotFound
 from labmesh.protocol.access import Grant, Role
-from labmesh.transport.keys import KeyPair, new_key_pair
+from labmesh.transport.key_pairs import KeyPair, new_key_pair
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from labmesh.access.keyring import Identity, KeyFolder
 from labmesh.errors import AuthenticationError, ConfigError, Forbidden
 from labmesh.protocol.access import Grant, Role
 from labmesh.protocol.messages import AccessList
-from labmesh.transport.keys import Guard, KeyPair, NetworkKeys, OneRole, Security, new_key_pair
+from labmesh.transport.key_pairs import KeyPair, NetworkKeys, new_key_pair
+from labmesh.transport.keys import Guard, OneRole, Security
 
 HERE = "127.0.0.1"
 

@@ -6,7 +6,8 @@ import pytest
 from zmq.utils import z85
 
 from labmesh.transport.auth import admits, is_local
-from labmesh.transport.keys import NetworkKeys, Security
+from labmesh.transport.key_pairs import NetworkKeys
+from labmesh.transport.keys import Security
 
 KEYS = NetworkKeys.from_password("word", "labmesh")
 OTHER_KEYS = NetworkKeys.from_password("other word", "labmesh")

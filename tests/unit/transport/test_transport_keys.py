@@ -7,7 +7,8 @@ import zmq
 from zmq.utils import z85
 
 from labmesh.errors import ConfigError
-from labmesh.transport.keys import NetworkKeys, Security
+from labmesh.transport.key_pairs import NetworkKeys
+from labmesh.transport.keys import Security
 
 PUBLIC_OF_SERVERS = b"l0Y@cyEcvQO7@%M+?:^P7m4lnAnjD[CAwK*(&zw."
 PUBLIC_OF_THOSE_WHO_CONNECT = b".4I:51VqBKHl.hNn5:D}lf[HkZP<{xQz)7!YBN!U"
