@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -13,27 +12,24 @@ from typing import Any, ClassVar, Literal
 
 from labmesh.access.watching import watch_ended_keys
 from labmesh.errors import Stopping
-from labmesh.instruments.cooperation import current
 from labmesh.instruments.exposure import MethodTable
 from labmesh.membership import Member
 from labmesh.node import seconds
 from labmesh.protocol.addresses import Address, parse_bind
-from labmesh.protocol.codec import decode_value, encode_value
+from labmesh.protocol.codec import encode_value
 from labmesh.protocol.driver_events import check_event
 from labmesh.protocol.leases import Leases
 from labmesh.protocol.messages import (
     RELAY_REQUESTS,
     Describe,
-    Description,
     GetStatus,
     Request,
-    Status,
 )
-from labmesh.protocol.open_call import OpenCall
 from labmesh.protocol.sizes import parse_size
-from labmesh.provenance import driver_facts, plain_facts, sender_facts
+from labmesh.provenance import driver_facts
 from labmesh.serving.banks import ListedBanks
 from labmesh.serving.calls import CallDesk
+from labmesh.serving.relay_facts import RelayFacts
 from labmesh.serving.states import ON_CHANGE, WHEN_POLLED, StateStream
 from labmesh.serving.uploading import RelayUploads
 from labmesh.storage.spool import Spool
@@ -49,8 +45,6 @@ log = logging.getLogger(__name__)
 
 _FINISH_S = 3.5
 _READ_S = 0.05
-#: What a dataset keeps of the state of its driver.
-_STATE_BYTES = 16 * 2**10
 
 
 class RelayAgent(Member):
@@ -250,15 +244,6 @@ class RelayAgent(Member):
             del self._service  # of the start before
         if self._spool_dir is not None:
             self._spool = await asyncio.to_thread(Spool, self._spool_dir, self._spool_bytes)
-        self._uploads = RelayUploads(
-            self.node_id,
-            self._sockets,
-            ListedBanks(self.node_id, lambda: self._broker),
-            settings=self._upload_settings,
-            provenance=self._provenance,
-            lend=self._lend,
-            spool=self._spool,
-        )
         self._desk = CallDesk(
             self.node_id,
             self._table,
@@ -277,6 +262,18 @@ class RelayAgent(Member):
             self._state_interval_s,
             self._publish_encoded,
             self._keep_alive_s,
+        )
+        self._facts = RelayFacts(
+            self.node_id, self.epoch, type(self.driver), self._table, self._desk, self._states
+        )
+        self._uploads = RelayUploads(
+            self.node_id,
+            self._sockets,
+            ListedBanks(self.node_id, lambda: self._broker),
+            settings=self._upload_settings,
+            provenance=self._facts.provenance,
+            lend=self._lend,
+            spool=self._spool,
         )
         self._service = SharedService(
             self._sockets,
@@ -346,53 +343,15 @@ class RelayAgent(Member):
     def _handle(self, request: Request, _body: memoryview | None, origin: Origin) -> Answer:
         """In the driver's thread, or on the loop while that one is busy; under the desk's lock."""
         if isinstance(request, Describe):
-            return self._description(request.id)
+            return self._facts.description(request.id)
         if isinstance(request, GetStatus):
-            return self._status(request.id)
+            sender = self._uploads.sender
+            spool = None if sender is None else sender.facts()
+            return self._facts.status(request.id, self.uptime_s, self._member_facts(), spool)
         return self._desk.handle(request, origin)
 
     def _publish_news(self, kind: str, value: Any) -> None:
         self._publish("event", kind, value)
-
-    def _description(self, request_id: str) -> Description:
-        return Description(
-            id=request_id,
-            node_id=self.node_id,
-            epoch=self.epoch,
-            driver=self._table.driver_name,
-            doc=self._table.doc,
-            methods=self._table.describe(),
-            values=self._table.values(),
-            state_interval_s=self._states.due_s if self._table.has_poll else 0.0,
-        )
-
-    def _status(self, request_id: str) -> Status:
-        now = time.monotonic()
-        worker = self._desk.worker
-        running = worker.running
-        polled_at = self._states.polled_at
-        sender = self._uploads.sender
-        facts = {
-            **self._member_facts(),
-            "driver": self._table.driver_name,
-            "busy_with": None if running is None else running.method,
-            "busy_s": None if running is None else now - running.since,
-            "stuck": self._desk.stuck(now),
-            "queued": worker.queued,
-            "lease": self._desk.leases.facts(),
-            "state_age_s": None if polled_at is None else now - polled_at,
-            "state_error": self._states.error,
-            "state_interval_s": self._state_interval_s if self._table.has_poll else None,
-            "spool": None if sender is None else sender.facts(),
-        }
-        return Status(
-            id=request_id,
-            node_id=self.node_id,
-            kind="relay",
-            epoch=self.epoch,
-            uptime_s=self.uptime_s,
-            facts=facts,
-        )
 
     # ── datasets ────────────────────────────────────────────────────────────────────────────────
 
@@ -400,19 +359,3 @@ class RelayAgent(Member):
         if self._broker is None:
             raise Stopping(f"{self.node_id} is not running: it cannot upload")
         return self._uploads
-
-    def _provenance(self) -> dict[str, Any]:
-        """What is known of a dataset that is taken now, in this thread; it may block."""
-        relay: dict[str, Any] = {"id": self.node_id, **driver_facts(type(self.driver))}
-        states = self._states
-        if states.polled_at is not None and states.last is not None:
-            relay["state"] = plain_facts(decode_value(states.last), _STATE_BYTES)
-            relay["state_age_s"] = time.monotonic() - states.polled_at
-        with self._desk.lock:
-            lease = self._desk.leases.facts()
-        opened = getattr(current(), "opened", None)
-        call = None
-        if isinstance(opened, OpenCall):
-            call = {"id": opened.id, "method": opened.method, "user": opened.origin.user}
-        facts = {"relay": relay, "lease": plain_facts(lease, _STATE_BYTES), "call": call}
-        return sender_facts() | {key: each for key, each in facts.items() if each is not None}

@@ -28,7 +28,7 @@ from labmesh.protocol.access import fingerprint
 from labmesh.protocol.audit import Entry
 from labmesh.protocol.audit_check import Checker
 from labmesh.protocol.retention import Rule
-from labmesh.storage.journal import check_journal, entries_of, head_beside, journal_files
+from labmesh.storage.journal_reading import check_journal, entries_of, head_beside, journal_files
 from labmesh.transport.key_pairs import new_key_pair
 from labmesh.transport.keys import Security
 

@@ -50,7 +50,6 @@ _REFUSALS = 20
 #: A call that runs for longer has a line before its end as well.
 _LONG_CALL_S = 2.0
 _METHODS = 16
-
 _WHO = {"password": "member", "open": "anonymous"}
 
 
@@ -70,7 +69,7 @@ class Audit:
 
     Whoever has none has None in its place, and asks nobody.
 
-    :param journal: where lines go; :meth:`close` closes it.
+    :param path: the file where lines go.
     :param node: kind and id, for each line.
     :param anybody: who somebody is whom the mode does not know.
     """

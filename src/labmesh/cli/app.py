@@ -20,6 +20,7 @@ from labmesh.cli import (
     datasets,
     instrument_commands,
     keys,
+    keys_changes,
     keys_pairing,
     logs,
     mesh_commands,
@@ -134,14 +135,14 @@ def _keys(group: Group) -> App:
         group=group,
         help_format="plaintext",
     )
-    commands.command(keys.init, name="init")
+    commands.command(keys_changes.init, name="init")
     commands.command(keys_pairing.invite, name="invite")
     commands.command(keys_pairing.join, name="join")
-    commands.command(keys.new, name="new")
+    commands.command(keys_changes.new, name="new")
     commands.command(keys.list_, name="list")
     commands.command(keys.show, name="show")
-    commands.command(keys.revoke, name="revoke")
-    commands.command(keys.rotate, name="rotate")
+    commands.command(keys_changes.revoke, name="revoke")
+    commands.command(keys_changes.rotate, name="rotate")
     commands.command(keys.check, name="check")
     return commands
 

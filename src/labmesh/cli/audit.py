@@ -25,7 +25,7 @@ from labmesh.protocol.access import Grant, fingerprint
 from labmesh.protocol.audit import Entry, Line, Wanted
 from labmesh.protocol.audit_check import Checker, Verdict
 from labmesh.protocol.query import moment
-from labmesh.storage.journal import check_journal, entries_of, head_beside, journal_files
+from labmesh.storage.journal_reading import check_journal, entries_of, head_beside, journal_files
 
 __all__ = ["note", "note_invited", "show", "verify"]
 

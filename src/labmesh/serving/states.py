@@ -53,7 +53,8 @@ class StateStream:
     ) -> None:
         self._name = name
         self._worker = worker
-        self._interval_s = interval_s
+        #: seconds between two polls
+        self.interval_s = interval_s
         self._publish = publish
         self._keep_alive_s = keep_alive_s
         #: what was published last, and when (monotonic); None: nothing that the broker has
@@ -73,8 +74,8 @@ class StateStream:
         tick = 0
         while True:
             self._ask()
-            tick = max(tick + 1, int((time.monotonic() - began) / self._interval_s))
-            next_at = began + tick * self._interval_s
+            tick = max(tick + 1, int((time.monotonic() - began) / self.interval_s))
+            next_at = began + tick * self.interval_s
             self._poll_at_once.clear()
             try:
                 async with asyncio.timeout(next_at - time.monotonic()):
@@ -86,7 +87,7 @@ class StateStream:
     @property
     def due_s(self) -> float:
         """Seconds within which the next state is published, as subscribers are told."""
-        return max(self._interval_s, self._keep_alive_s or 0.0)
+        return max(self.interval_s, self._keep_alive_s or 0.0)
 
     def poll_at_once(self) -> None:
         """Somebody listens (again): do not have them wait for the next interval, or change."""
@@ -126,7 +127,7 @@ class StateStream:
         if self._keep_alive_s is not None and self._told is not None:
             told, told_at = self._told
             # Half an interval early rather than half an interval late.
-            is_due = now - told_at >= self._keep_alive_s - self._interval_s / 2
+            is_due = now - told_at >= self._keep_alive_s - self.interval_s / 2
             if state == told and not is_due:
                 return
         is_sent = self._publish("state", "state", state, self.due_s)

@@ -27,22 +27,35 @@ from labmesh.protocol.messages import (
     CallState,
     Cancel,
     DeleteDataset,
+    Describe,
     Failure,
+    Fetch,
     GetCall,
+    GetDataset,
+    GetHistory,
     GetStatus,
     Goodbye,
     Heartbeat,
     Hello,
     Invocation,
+    ListDatasets,
+    ListLast,
+    ListNodes,
+    ListTrash,
+    Mark,
     Message,
     More,
     Ping,
     PurgeDataset,
     Release,
     Renew,
+    Replay,
     Reply,
     Request,
     RestoreDataset,
+    SearchDatasets,
+    VerifyDataset,
+    WatchAccess,
 )
 from labmesh.transport.keys import Security
 
@@ -56,7 +69,14 @@ _REQUESTS: tuple[type[Message], ...] = (
     *INGEST_REQUESTS,
     *RETRIEVE_REQUESTS,
 )
-#: What is not named here is to look at something. A call needs what its method does.
+#: Whoever is admitted may send these.
+_LOOKS: tuple[type[Message], ...] = (
+    *(Ping, GetStatus, Describe),
+    *(ListNodes, Mark, ListLast, Replay, WatchAccess),
+    *(ListDatasets, SearchDatasets, GetDataset, GetHistory, ListTrash, VerifyDataset, Fetch),
+)
+#: A call needs what its method does. A request that is not named here ends the import: whoever adds
+#: one has to say who may send it.
 _NEEDS: dict[type[Message], Action] = {
     Hello: "register",
     Heartbeat: "register",
@@ -75,10 +95,9 @@ _NEEDS: dict[type[Message], Action] = {
     RestoreDataset: "delete",
     PurgeDataset: "delete",
     **dict.fromkeys(INGEST_REQUESTS, "upload"),
-    Ping: "look",
-    GetStatus: "look",
+    **dict.fromkeys(_LOOKS, "look"),
 }
-_ACTIONS: dict[type[Message], Action] = {each: _NEEDS.get(each, "look") for each in _REQUESTS}
+_ACTIONS: dict[type[Message], Action] = {each: _NEEDS[each] for each in _REQUESTS}
 #: Where a request says who asks, in words of its own.
 _SIGNED: dict[type[Message], str] = {
     Acquire: "holder",

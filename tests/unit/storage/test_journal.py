@@ -13,8 +13,8 @@ import pytest
 from labmesh.errors import ConfigError
 from labmesh.protocol.audit import Entry
 from labmesh.protocol.audit_check import Checker, Verdict
-from labmesh.storage.journal import (
-    Journal,
+from labmesh.storage.journal import Journal
+from labmesh.storage.journal_reading import (
     check_journal,
     entries_of,
     head_beside,
@@ -204,7 +204,7 @@ def test_somebody_who_holds_the_lock_for_ever_is_told_of(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr("labmesh.storage.journal._LOCK_S", 0.02)
+    monkeypatch.setattr("labmesh.storage.journal_reading._LOCK_S", 0.02)
     write(path, "a")
     fd = os.open(path.with_suffix(".lock"), os.O_RDWR)
     try:
