@@ -7,11 +7,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-import msgspec
-
-from labmesh.access.files import SECRET_MODE, make_folders, read_text, replace_file
+from labmesh.access.kept_list import KeptList
 from labmesh.access.keyring import BROKER, Identity, KeyFolder
 from labmesh.access.known_servers import KnownServers
 from labmesh.errors import AuthenticationError, ConfigError, NotFound
@@ -132,7 +129,8 @@ class FolderGuard:
         self._servers = KnownServers(folder.path / "known_relays.toml")
         #: the list is made in this folder, not at the broker
         self.decides = kind == "broker" or folder.keeps_list
-        self._told = self._read() if self.decides else self._kept()
+        self._kept = KeptList(folder.path / "cache" / "allow-list.json")
+        self._told = self._read() if self.decides else self._kept.in_force
         self._list = self._with_brokers(self._told)
 
     def open(self) -> None:
@@ -233,14 +231,12 @@ class FolderGuard:
             fresh = _NOBODY
         return self._put(fresh)
 
-    def take(self, told: AccessList) -> bool:
-        """The broker's list; True: it is another one. Where this node decides, it is not used."""
-        if self.decides or told.version == self.version:
+    def take(self, told: AccessList, broker: str = "") -> bool:
+        """A broker's list; True: it is another one. Where this node decides, it is not used."""
+        if self.decides or not self._kept.take(told, broker):
             return False
-        changed = self._put(told)
-        cache = self._cache
-        make_folders(cache.parent)
-        replace_file(cache, msgspec.json.encode(told).decode(), SECRET_MODE)
+        changed = self._put(self._kept.in_force)
+        self._kept.save()
         return changed
 
     def told(self, request_id: str) -> AccessList:
@@ -312,24 +308,6 @@ class FolderGuard:
         if str(exc) not in self._faults:
             self._faults.add(str(exc))
             log.error("a file of keys is not used: %s", exc)
-
-    # ── the broker's list, kept ─────────────────────────────────────────────────────────────────
-
-    @property
-    def _cache(self) -> Path:
-        return self._folder.path / "cache" / "allow-list.json"
-
-    def _kept(self) -> AccessList:
-        nothing = AccessList(id="", version="")
-        if not self._cache.is_file():
-            return nothing
-        try:
-            kept = msgspec.json.decode(read_text(self._cache, secret=True), type=AccessList)
-            AllowList(kept.grants, kept.revoked)
-        except (ConfigError, msgspec.DecodeError) as exc:
-            log.warning("%s is not used, the broker will send its list: %s", self._cache, exc)
-            return nothing
-        return kept
 
     # ── which servers are trusted ───────────────────────────────────────────────────────────────
 

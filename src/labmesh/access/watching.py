@@ -32,7 +32,7 @@ async def fetch_allow_list(guard: Guard | None, broker: Link | None) -> None:
     if guard is None or guard.version or broker is None:
         return
     told = await broker.request(WatchAccess(id="-"), AccessList, timeout=_FIRST_S)
-    await asyncio.to_thread(guard.take, told)
+    await asyncio.to_thread(guard.take, told, broker.endpoint)
 
 
 async def watch_allow_list(guard: Guard | None, broker: Callable[[], Link | None]) -> None:
@@ -49,7 +49,7 @@ async def watch_allow_list(guard: Guard | None, broker: Callable[[], Link | None
                 await link.wait_up(_FIRST_S)
                 request = WatchAccess(id="-", known_version=guard.version)
                 told = await link.request(request, AccessList, timeout=_ANSWER_S)
-                await asyncio.to_thread(guard.take, told)
+                await asyncio.to_thread(guard.take, told, link.endpoint)
                 again_s = _AGAIN_S
                 continue
         except LabmeshError as exc:

@@ -111,8 +111,8 @@ class Guard(Permissions, Protocol):
     def on_change(self, tell: Callable[[], None]) -> None:
         """Have ``tell`` called after each change of the list, in the thread that noticed it."""
 
-    def take(self, told: AccessList) -> bool:
-        """The broker's list; True: it is another one. Where this node decides, it is not used."""
+    def take(self, told: AccessList, broker: str = "") -> bool:
+        """A broker's list; True: it is another one. Where this node decides, it is not used."""
 
     def told(self, request_id: str) -> AccessList:
         """The list for others, as an answer to a request."""

@@ -291,6 +291,49 @@ def test_elsewhere_the_broker_s_list_counts_and_is_kept(elsewhere: KeyFolder) ->
         admitted(torn, bob)
 
 
+def test_what_one_broker_revoked_another_does_not_bring_back(elsewhere: KeyFolder) -> None:
+    ana, bob = new_key_pair(), new_key_pair()
+    grants = (grant_for(ana), grant_for(bob, "bob"))
+    first = AccessList(id="1", version="v2", grants=grants, revoked=(grants[0].key,))
+    spare = AccessList(id="1", version="v1", grants=grants)
+    guard = guard_for(elsewhere, "relay", "psu-1")
+    assert guard is not None
+    assert guard.take(first, "tcp://first:5750")
+    assert guard.take(spare, "tcp://spare:5750")
+    # What is asked for next is the spare's version.
+    assert guard.version == "v1"
+    for each in (guard, guard_for(elsewhere, "relay", "psu-1")):
+        assert each is not None
+        assert admitted(each, bob) == "client:bob"
+        with pytest.raises(Forbidden, match="was revoked"):
+            admitted(each, ana)
+    # Who revoked it may take that back.
+    assert guard.take(AccessList(id="2", version="v3", grants=grants), "tcp://first:5750")
+    assert admitted(guard, ana) == "client:ana"
+
+
+def test_a_list_that_could_not_be_kept_is_kept_the_next_time(
+    elsewhere: KeyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ana = new_key_pair()
+    told = AccessList(id="1", version="v1", grants=(grant_for(ana),))
+    guard = guard_for(elsewhere, "relay", "psu-1")
+    assert guard is not None
+
+    def failing(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(ConfigError, match="No space"):
+        guard.take(told)
+    assert admitted(guard, ana) == "client:ana"
+    monkeypatch.undo()
+    guard.take(told)
+    again = guard_for(elsewhere, "relay", "psu-1")
+    assert again is not None
+    assert admitted(again, ana) == "client:ana"
+
+
 def test_a_list_cannot_put_another_in_the_broker_s_place(elsewhere: KeyFolder) -> None:
     guard = guard_for(elsewhere, "relay", "psu-1")
     assert guard is not None
