@@ -22,9 +22,9 @@ from labmesh.events.log_lines import line_of
 from labmesh.events.log_stream import LogLine, log_level
 from labmesh.events.presence_once import PresenceOnce
 from labmesh.events.reading import Gaps, Reading
+from labmesh.events.wanted import Wanted
 from labmesh.events.watching import ReadingQueue, Readings
 from labmesh.protocol.codec import decode_value
-from labmesh.protocol.interests import Changes, Interests
 from labmesh.protocol.messages import NodeRecord, PresenceChange
 from labmesh.protocol.records import checked
 from labmesh.protocol.topics import split, subscription
@@ -73,9 +73,6 @@ class EventFeed:
         self._event_listeners = Listeners()
         self._log_listeners = Listeners()
         self._gap_listeners = Listeners()
-        self._interests = Interests()
-        self._followed: set[str | None] = set()
-        self._banks: set[str] = set()
         self._healer = Healer(
             broker, spawn, functools.partial(self._guard, self._take_healed), self._tell_gap
         )
@@ -87,6 +84,7 @@ class EventFeed:
         self._subscriber = Subscriber(
             sockets, endpoint, deliver=self._deliver, on_link=self._link_changed
         )
+        self._wanted = Wanted(self._subscriber, self._in_step, self._forget_states)
         self._brokers = broker if isinstance(broker, BrokersFollowed) else None
         self._presence_once: PresenceOnce | None = None
         if self._brokers is not None:
@@ -147,7 +145,7 @@ class EventFeed:
 
         patterns = _checked("state", ids)
         subscription = Subscription(tell, "reading")
-        self._listen(self._readers, subscription, "state", patterns)
+        self._wanted.listen(self._readers, subscription, "state", patterns)
         self._put_known(subscription, patterns, _put_reading)
         return subscription
 
@@ -155,7 +153,7 @@ class EventFeed:
         """Call ``callback(relay_id, state)`` for each state."""
         patterns = _checked("state", ids)
         subscription = Subscription(callback, "state")
-        self._listen(self._state_listeners, subscription, "state", patterns)
+        self._wanted.listen(self._state_listeners, subscription, "state", patterns)
         self._put_known(subscription, patterns, _put_state)
         return subscription
 
@@ -163,7 +161,7 @@ class EventFeed:
         """An iterator over readings."""
         patterns = _checked("state", ids)
         queue = ReadingQueue(limit)
-        self._listen(self._readers, queue, "state", patterns)
+        self._wanted.listen(self._readers, queue, "state", patterns)
         self._put_known(queue, patterns, _put_reading)
         what = "all relays" if patterns is None else ", ".join(patterns)
         return Readings(queue, what=what, timeout=timeout)
@@ -180,7 +178,7 @@ class EventFeed:
     def on_presence(self, callback: Callable[[dict[str, Any]], object]) -> Subscription:
         """Call ``callback(change)`` for each change in the directory."""
         subscription = Subscription(callback, "presence")
-        self._listen(self._presence_listeners, subscription)
+        self._wanted.listen(self._presence_listeners, subscription)
         return subscription
 
     def on_event(
@@ -189,7 +187,7 @@ class EventFeed:
         """Call ``callback(node_id, kind, value)`` for other events of relays."""
         patterns = _checked("event", ids)
         subscription = Subscription(callback, "event")
-        self._listen(self._event_listeners, subscription, "event", patterns)
+        self._wanted.listen(self._event_listeners, subscription, "event", patterns)
         return subscription
 
     def on_log(
@@ -203,13 +201,13 @@ class EventFeed:
             return callback(line) if line.level_number >= least else None
 
         subscription = Subscription(tell, "log")
-        self._listen(self._log_listeners, subscription, "log", patterns)
+        self._wanted.listen(self._log_listeners, subscription, "log", patterns)
         return subscription
 
     def on_gap(self, callback: Callable[[Gap], object]) -> Subscription:
         """Call ``callback(gap)`` for each loss."""
         subscription = Subscription(callback, "gap")
-        self._listen(self._gap_listeners, subscription)
+        self._wanted.listen(self._gap_listeners, subscription)
         return subscription
 
     async def follow_states(self, relay_id: str | None = None) -> None:
@@ -217,11 +215,7 @@ class EventFeed:
 
         :raises LinkLost: the broker does not answer.
         """
-        prefix = subscription("state", relay_id)
-        if relay_id not in self._followed:
-            self._followed.add(relay_id)
-            self._want("state", relay_id)
-        await self._in_step.fetched(prefix)
+        await self._in_step.fetched(self._wanted.follow_states(relay_id))
 
     async def settled(self) -> None:
         """Wait until everything that is listened to so far is subscribed to.
@@ -235,71 +229,15 @@ class EventFeed:
         received = self._states.get(relay_id)
         return None if received is None else Reading.of(relay_id, received)
 
-    # ── what is subscribed to ───────────────────────────────────────────────────────────────────
-
-    def _listen(
-        self,
-        listeners: Listeners,
-        sink: Sink,
-        family: str = "",
-        patterns: tuple[str, ...] | None = None,
-    ) -> None:
-        """Have a sink hear what comes; its last moment takes the subscriptions back."""
-        wanted: list[str | None] = [None] if patterns is None else list(patterns)
-        if not family:
-            wanted = []
-        listeners.add(sink, patterns)
-        for each in wanted:
-            self._want(family, each)
-
-        def ended() -> None:
-            listeners.discard(sink)
-            for each in wanted:
-                self._want(family, each, end=True)
-
-        sink.on_end(ended)
-
-    def _want(self, family: str, pattern: str | None, *, end: bool = False) -> None:
-        """A family of events, and with it how far its publishers have come."""
-        change = self._interests.remove if end else self._interests.add
-        self._subscribe(family, change(family, pattern))
-        self._subscribe("tail", change("tail", pattern))
-
-    def _subscribe(self, family: str, changes: Changes) -> None:
-        for each in sorted(changes.begin):
-            self._subscriber.subscribe(each)
-        for each in sorted(changes.end):
-            self._subscriber.unsubscribe(each)
-        if changes.begin:
-            self._in_step.prove()
-        if family == "state" and changes != Changes():
-            self._in_step.unfollow(changes.end)
-            self._in_step.follow(changes.begin)
-            if changes.end:
-                # Nothing would keep them current.
-                in_force = tuple(self._interests.in_force("state"))
-                for topic in [each.topic for each in self._states.values()]:
-                    if not topic.startswith(in_force):
-                        del self._states[split(topic)[1]]
+    # ── the link, and what was missed while it was down ─────────────────────────────────────────
 
     async def _refreshed(self) -> None:
         nodes = await self._refresh()
         banks = {str(each.node_id) for each in nodes if each.kind == "bank"}
-        for each in banks - self._banks:
-            self._follow_bank(each)
-        for each in self._banks - banks:
-            self._follow_bank(each, end=True)
+        self._wanted.follow_banks(banks)
         self._datasets.directory(banks)
         if self._presence_once is not None:
             self._presence_once.listed(nodes)
-
-    def _follow_bank(self, bank_id: str, *, end: bool = False) -> None:
-        """How far its datasets have come; relays tell that of themselves to who wants to know."""
-        if end is (bank_id not in self._banks):
-            return
-        (self._banks.discard if end else self._banks.add)(bank_id)
-        change = self._interests.remove if end else self._interests.add
-        self._subscribe("tail", change("tail", bank_id))
 
     def _link_changed(self, up: bool) -> None:
         if self._brokers is not None:
@@ -341,7 +279,7 @@ class EventFeed:
         of other events, what the broker remembers.
         """
         family, node_id = split(lost.topic)
-        if family in _SELECTED and not self._interests.wants(family, node_id):
+        if family in _SELECTED and not self._wanted.wants(family, node_id):
             return
         if family in _HEALED:
             self._healer.take(lost)
@@ -389,6 +327,12 @@ class EventFeed:
             if hears(patterns, relay_id):
                 put(sink, relay_id, received)
 
+    def _forget_states(self, in_force: tuple[str, ...]) -> None:
+        """Nothing keeps the others current any more."""
+        for topic in [each.topic for each in self._states.values()]:
+            if not topic.startswith(in_force):
+                del self._states[split(topic)[1]]
+
     def _take_presence(self, received: Received) -> None:
         change = msgspec.convert(decode_value(received.payload), PresenceChange)
         checked(change.node)
@@ -403,7 +347,7 @@ class EventFeed:
         if is_gone:
             self._states.pop(change.node.node_id, None)
         if change.node.kind == "bank":
-            self._follow_bank(change.node.node_id, end=is_gone)
+            self._wanted.follow_bank(change.node.node_id, end=is_gone)
         if self._presence_watch is not None:
             self._presence_watch(change)
         self._presence.set()
