@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from labmesh.access.allowed_keys import BROKER, KINDS
 from labmesh.access.certificates import write_certificate
 from labmesh.access.files import (
     PUBLIC_MODE,
@@ -17,7 +18,7 @@ from labmesh.access.files import (
     remove_file,
     replace_file,
 )
-from labmesh.access.keyring import BROKER, KINDS, Identity, KeyFolder
+from labmesh.access.keyring import Identity, KeyFolder
 from labmesh.errors import Conflict, NotFound
 from labmesh.protocol.access import fingerprint
 from labmesh.transport.key_pairs import KeyPair, new_key_pair

@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from labmesh.access.allowed_keys import BROKER
 from labmesh.access.kept_list import KeptList
-from labmesh.access.keyring import BROKER, Identity, KeyFolder
+from labmesh.access.keyring import Identity, KeyFolder
 from labmesh.access.known_servers import KnownServers
 from labmesh.errors import AuthenticationError, ConfigError, NotFound
 from labmesh.protocol.access import Action, AllowList, Grant, fingerprint

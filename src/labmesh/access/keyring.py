@@ -16,54 +16,40 @@ effect within a second, and so does its removal.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import msgspec
-
+from labmesh.access.allowed_keys import BROKER, AllowedKeys, check_key_name
 from labmesh.access.certificates import (
     checked_grant,
-    grant_of_certificate,
     key_of_certificate,
     pair_of_certificate,
     read_certificate,
-    without_twins,
     write_certificate,
 )
 from labmesh.access.files import (
     PUBLIC_MODE,
     SECRET_MODE,
     Seen,
-    changing,
     create_file,
     files_in,
-    lacks_descriptors,
     look_at,
-    looks_the_same,
     make_folders,
     read_text,
     remove_file,
     replace_file,
 )
-from labmesh.errors import ConfigError, Conflict, NotFound, ProtocolError
-from labmesh.protocol.access import AllowList, Grant, Role, fingerprint
-from labmesh.protocol.ids import check_id, did_you_mean
-from labmesh.protocol.messages import MAX_GRANTS
+from labmesh.errors import ConfigError, NotFound
+from labmesh.protocol.access import Grant, Role, fingerprint
+from labmesh.protocol.ids import did_you_mean
 from labmesh.transport.key_pairs import KeyPair, new_key_pair
 
-__all__ = ["BROKER", "KINDS", "Identity", "KeyFolder"]
+__all__ = ["Identity", "KeyFolder"]
 
-#: The name of the broker's key in ``self``.
-BROKER = "broker"
-#: The folders of ``authorized``.
-KINDS = ("relay", "bank", "client")
 #: Broker keys that may be trusted at a time: of the first and a spare one, each with its next.
 _MAX_TRUSTED = 4
 
@@ -82,17 +68,18 @@ class Identity:
         return Grant(name=self.name, role=self.role, key=self.pair.public.decode())
 
 
-class KeyFolder:
-    """Keys of one network. Reading never writes; each change is durable and whole.
+class KeyFolder(AllowedKeys):
+    """Keys of one network: who is admitted, this machine's own, and the brokers'.
+
+    Reading never writes; each change is durable and whole.
 
     :param path: the folder; it need not be there yet.
     :param network: whose keys these are.
     """
 
     def __init__(self, path: Path, network: str = "labmesh") -> None:
-        self.path = path
+        super().__init__(path)
         self.network = network
-        self._seen: Seen = None
 
     @property
     def own(self) -> Path:
@@ -105,24 +92,9 @@ class KeyFolder:
         return self.path / "trusted"
 
     @property
-    def authorized(self) -> Path:
-        """Who is admitted, in a folder for each kind."""
-        return self.path / "authorized"
-
-    @property
-    def revoked(self) -> Path:
-        """Whose key is refused."""
-        return self.path / "revoked"
-
-    @property
     def exists(self) -> bool:
         """There are keys of this machine's own."""
         return any(files_in(self.own, ".secret"))
-
-    @property
-    def keeps_list(self) -> bool:
-        """The allow-list is made here: there is a folder of who is authorized."""
-        return self.authorized.is_dir()
 
     # ── this machine's own keys ─────────────────────────────────────────────────────────────────
 
@@ -131,7 +103,7 @@ class KeyFolder:
 
         :raises ConfigError: there is one of that name already; a name that is no id.
         """
-        _check_name(name, role)
+        check_key_name(name, role)
         make_folders(self.path, self.own)
         self._write_network_file()
         identity = Identity(name, role, new_key_pair())
@@ -227,155 +199,9 @@ class KeyFolder:
         remove_file(self.trusted / f"{name}.pub")
         self._write_network_file()
 
-    # ── who is admitted ─────────────────────────────────────────────────────────────────────────
-
-    def authorize(self, grant: Grant) -> Path:
-        """Admit a key; in place of the one that its name had, which is revoked.
-
-        :raises Conflict: the key was revoked, or stands under another name.
-        :raises ConfigError: something in ``grant`` is over its limit.
-        """
-        checked_grant(grant, f"{grant.role} {grant.name}")
-        _check_name(grant.name, grant.role)
-        grants, revoked = self._read_list()
-        if grant.key in revoked:
-            raise Conflict(
-                f"the key {fingerprint(grant.key)} was revoked; make a new one, or remove its "
-                f"file from {self.revoked}"
-            )
-        for each in grants:
-            if each.key == grant.key and (each.kind, each.name) != (grant.kind, grant.name):
-                raise Conflict(
-                    f"the key {fingerprint(grant.key)} stands for {each.role} {each.name} already; "
-                    "each needs a key of its own"
-                )
-        if len(grants) >= MAX_GRANTS:
-            raise ConfigError(f"an allow-list has {MAX_GRANTS} lines at most; revoke old ones")
-        path = self.authorized / grant.kind / f"{grant.name}.pub"
-        for each in grants:
-            if (each.kind, each.name) == (grant.kind, grant.name) and each.key != grant.key:
-                self._write_revoked(each)
-        make_folders(self.path, self.authorized, *(self.authorized / kind for kind in KINDS))
-        replace_file(path, write_certificate(grant), PUBLIC_MODE)
-        return path
-
-    def revoke(self, name: str) -> list[Grant]:
-        """Refuse all keys that this name has, from now on.
-
-        :returns: whom it meant; each is in ``revoked``, and no longer in ``authorized``.
-        :raises NotFound: nobody of this name is authorized.
-        """
-        with changing(self.path):
-            # Also a key that stands under two names, which is on no list for that reason.
-            grants, _ = self._read_files(lambda _: None)
-            meant = [each for each in grants if each.name == name]
-            for each in meant:
-                # In this order: at no moment is the key on no list.
-                self._write_revoked(each)
-                remove_file(self.authorized / each.kind / f"{each.name}.pub")
-        if not meant:
-            near = did_you_mean(name, {each.name for each in grants})
-            raise NotFound(f"nobody called {name!r} is authorized in {self.authorized}; {near}")
-        return meant
-
-    def revoked_names(self) -> dict[str, str]:
-        """The keys that are refused, with the names of their files."""
-        return {key_of_certificate(each): each.stem for each in files_in(self.revoked, ".pub")}
-
-    def grant_of(self, kind: str, name: str) -> Grant | None:
-        """The line of the list under this name."""
-        grants, _ = self._read_list(strict=False)
-        return next((each for each in grants if (each.kind, each.name) == (kind, name)), None)
-
-    def allow_list(
-        self, *, strict: bool = True, on_fault: Callable[[ConfigError], None] | None = None
-    ) -> AllowList:
-        """What the files say now. Its version tells it from any other content.
-
-        :param strict: raise for a file that cannot be used. Without it the key in that file is not
-            admitted, and ``on_fault`` hears of it.
-        :raises ConfigError: a file cannot be used, or one key stands under two names.
-        """
-        seen = self._look()
-        lacking = False
-
-        def fault(exc: ConfigError) -> None:
-            nonlocal lacking
-            lacking = lacking or lacks_descriptors(exc)
-            if on_fault is not None:
-                on_fault(exc)
-
-        grants, revoked = self._read_list(strict=strict, on_fault=fault)
-        content = msgspec.json.encode([grants, sorted(revoked)])
-        allowed = AllowList(grants, revoked, sha256(content).hexdigest()[:32])
-        # What could not be read for want of a descriptor alone is read again.
-        self._seen = None if lacking else seen
-        return allowed
-
-    def changed(self) -> bool:
-        """Whether files were changed since :meth:`allow_list` read them, or may have been."""
-        try:
-            return self._seen is None or self._look() != self._seen
-        except ConfigError as exc:
-            # Strangers who connect without end are not to shut the members out.
-            if not lacks_descriptors(exc):
-                raise
-            return not looks_the_same(self._listed, self._seen)
-
     def look_at_trusted(self) -> Seen:
         """Tells one state of the brokers' keys from another; None: it may be changing."""
         return look_at((self.trusted,))
-
-    def _read_list(
-        self, *, strict: bool = True, on_fault: Callable[[ConfigError], None] | None = None
-    ) -> tuple[list[Grant], set[str]]:
-        def fault(exc: ConfigError) -> None:
-            if strict:
-                raise exc
-            if on_fault is not None:
-                on_fault(exc)
-
-        grants, revoked = self._read_files(fault)
-        return without_twins(grants, fault), revoked
-
-    def _read_files(self, fault: Callable[[ConfigError], None]) -> tuple[list[Grant], set[str]]:
-        grants: list[Grant] = []
-        revoked: set[str] = set()
-        refused_names: set[str] = set()
-        for path in files_in(self.revoked, ".pub"):
-            try:
-                revoked.add(key_of_certificate(path))
-            except ConfigError as exc:
-                # Somebody is meant by it: better one too many than one too few.
-                refused_names.add(path.stem)
-                fault(exc)
-        for kind in KINDS:
-            for path in files_in(self.authorized / kind, ".pub"):
-                try:
-                    grant = grant_of_certificate(read_certificate(path), kind)
-                except ConfigError as exc:
-                    fault(exc)
-                else:
-                    if grant.name not in refused_names:
-                        grants.append(grant)
-        return grants, revoked
-
-    def _write_revoked(self, grant: Grant) -> None:
-        make_folders(self.path, self.revoked)
-        path = self.revoked / f"{grant.name}.pub"
-        if path.exists():
-            with contextlib.suppress(ConfigError):
-                if key_of_certificate(path) == grant.key:
-                    return
-            path = self.revoked / f"{grant.name}-{fingerprint(grant.key)}.pub"
-        replace_file(path, write_certificate(grant), PUBLIC_MODE)
-
-    def _look(self) -> Seen:
-        return look_at(self._listed)
-
-    @property
-    def _listed(self) -> tuple[Path, ...]:
-        return (self.revoked, *(self.authorized / kind for kind in KINDS))
 
     # ── the network ─────────────────────────────────────────────────────────────────────────────
 
@@ -424,15 +250,3 @@ class KeyFolder:
         if facts != former:
             text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in facts.items())
             replace_file(self.path / "network.toml", text, PUBLIC_MODE)
-
-
-def _check_name(name: str, role: Role) -> None:
-    try:
-        check_id(name, "the name of a key")
-    except ProtocolError as exc:
-        raise ConfigError(str(exc)) from exc
-    if (name.startswith(BROKER)) != (role == "broker"):
-        raise ConfigError(
-            f"the name {name!r} cannot be that of a {role}: names that begin with {BROKER!r} are "
-            "the broker's"
-        )

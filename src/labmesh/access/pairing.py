@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Protocol
 
+from labmesh.access.allowed_keys import BROKER
 from labmesh.access.broker_place import BROKER_FILE, broker_place, remember_broker
 from labmesh.access.files import make_folders, remove_file
-from labmesh.access.keyring import BROKER, KeyFolder
+from labmesh.access.keyring import KeyFolder
 from labmesh.errors import ConfigError, LabmeshError, NotFound, OutcomeUnknown
 from labmesh.protocol.access import fingerprint
 from labmesh.protocol.addresses import Address

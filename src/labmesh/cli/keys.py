@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from labmesh.access.allowed_keys import BROKER
 from labmesh.access.certificates import until_words
 from labmesh.access.folder_check import check_folder
-from labmesh.access.keyring import BROKER, KeyFolder
+from labmesh.access.keyring import KeyFolder
 from labmesh.cli.options import MeshOptions
 from labmesh.cli.outcomes import DONE, FAILED
 from labmesh.cli.output import Output

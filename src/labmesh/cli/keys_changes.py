@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import Parameter
 
+from labmesh.access.allowed_keys import BROKER
 from labmesh.access.certificates import checked_grant, key_of_certificate, parse_until
 from labmesh.access.changes import (
     NEXT_BROKER,
@@ -18,7 +19,7 @@ from labmesh.access.changes import (
     found_network,
     rotate_key,
 )
-from labmesh.access.keyring import BROKER, KeyFolder
+from labmesh.access.keyring import KeyFolder
 from labmesh.cli.audit import note
 from labmesh.cli.keys import facts_of, folder_of
 from labmesh.cli.options import MeshOptions

@@ -54,10 +54,10 @@ def refusal(where: str, mode: Mode, own: str, status: int = 400) -> LabmeshError
         )
     return AuthenticationError(
         f"{where} refused this host: it runs without keys or a password (protected mode) "
-        "and admits only its own machine. Do one of: run 'labmesh keys init' there, and 'labmesh keys "
-        "invite NAME'; or set LMH_NETWORK_PASSWORD to the same word on "
-        "every node; or set LMH_INSECURE=1 there (insecure = true in its [security] table) if "
-        "everybody on this network is trusted"
+        "and admits only its own machine. Do one of: run 'labmesh keys init' there, and 'labmesh "
+        "keys invite NAME'; or set LMH_NETWORK_PASSWORD to the same word on every node; or set "
+        "LMH_INSECURE=1 there (insecure = true in its [security] table) if everybody on this "
+        "network is trusted"
     )
 
 

@@ -152,7 +152,7 @@ def broker_guard_or_none(lab: KeyedLab) -> FolderGuard | None:
 # ── what breaks off ─────────────────────────────────────────────────────────────────────────────
 
 #: The steps that change a file while a key is replaced.
-STEPS = ("create_file", "remove_file", "replace_file", "make_folders")
+STEPS = frozenset(["create_file", "remove_file", "replace_file", "make_folders"])
 
 
 class _Killed(BaseException):
@@ -172,10 +172,10 @@ def _killed_after(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
         return taken
 
-    from labmesh.access import keyring
+    from labmesh.access import allowed_keys, keyring
 
-    for module in (changes, keyring):
-        for name in STEPS:
+    for module in (changes, keyring, allowed_keys):
+        for name in STEPS & vars(module).keys():
             monkeypatch.setattr(module, name, limited(getattr(module, name)))
 
 
