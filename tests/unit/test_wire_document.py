@@ -43,6 +43,7 @@ from labmesh.protocol.messages import (
 from labmesh.protocol.past_calls import Memory
 from labmesh.relay import RelayAgent
 from labmesh.serving import call_watch, calls, lease_desk, states
+from labmesh.serving.relay_facts import RelayFacts
 from labmesh.transport.publisher import MAX_EVENT_BYTES
 from labmesh.transport.sockets import MAX_FRAME_BYTES
 
@@ -280,7 +281,7 @@ def test_every_kind_of_a_node_event_is_described():
 
 
 def test_every_fact_of_a_relay_is_described():
-    told = inspect.getsource(RelayAgent._status) + inspect.getsource(RelayAgent._member_facts)
+    told = inspect.getsource(RelayFacts.status) + inspect.getsource(RelayAgent._member_facts)
     facts = set(re.findall(r'^ +"(\w+)": ', told, flags=re.MULTILINE))
     described = {row[0].strip("`"): row[1] for row in rows(sections("###")["Facts of a relay"])}
     assert set(described) == facts
