@@ -283,18 +283,18 @@ def test_a_key_that_ends_in_the_middle_of_a_call_gets_nothing_more(
             mesh.lab.revoke(name)
         began = time.monotonic()
         number = 10
-        while member.ask("get_call", str(number), call="1").get("code", 0) != 403:
+        while member.answer_to("get_call", str(number), call="1").get("code", 0) != 403:
             assert time.monotonic() < began + 5
             number += 1
         took_s = time.monotonic() - began
         rows = {
-            "more of its stream": member.ask("more", "5000", call="1", credit=9),
-            "a new call": member.ask("call", "5001", method="counted"),
-            "a write": member.ask("call", "5002", method="set_voltage", args=[9.0]),
-            "a write with its lease": member.ask(
+            "more of its stream": member.answer_to("more", "5000", call="1", credit=9),
+            "a new call": member.answer_to("call", "5001", method="counted"),
+            "a write": member.answer_to("call", "5002", method="set_voltage", args=[9.0]),
+            "a write with its lease": member.answer_to(
                 "call", "5003", method="set_voltage", args=[9.0], fence=lease["fence"]
             ),
-            "renew its lease": member.ask("renew", "5004", fence=lease["fence"]),
+            "renew its lease": member.answer_to("renew", "5004", fence=lease["fence"]),
         }
     for what, answer in rows.items():
         print(f"      I43  {ends}: {what:30s} {answer.get('code', 0)}")

@@ -42,6 +42,13 @@ class ByHand:
         self.send(kind, request_id, **fields)
         return self.receive()
 
+    def answer_to(self, kind: str, request_id: str, **fields: Any) -> dict[str, Any]:
+        """Send a request; its answer, past those to other requests that are still open."""
+        answer = self.ask(kind, request_id, **fields)
+        while answer["id"] != request_id:
+            answer = self.receive()
+        return answer
+
     def send_pack(self, *members: Any, delimited: bool = False) -> None:
         """Send several messages in one frame, in MessagePack; a dict gets the session."""
         content = [{**self._session, **each} if type(each) is dict else each for each in members]
