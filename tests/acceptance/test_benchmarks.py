@@ -198,7 +198,7 @@ def test_the_page_on_scale_names_every_column_and_only_options_that_exist(
     assert usage.wait_end(LIMIT_S) == 0
     options = set(re.findall(r"(?<![\w-])--[a-z]+", page)) - {"--only"}
     assert options <= set(re.findall(r"--[a-z]+", usage.output))
-    listed = re.findall(r"^\| ([^`|]+?) \|", page, re.M)
+    listed = re.findall(r"^\| ([^`|]+?) \| [^|]+ \|$", page, re.M)
     columns = {name for each in listed for name in each.split(", ")}
     source = SCALE.read_text(encoding="utf-8")
     headings = set(re.findall(r'^    \("\w+", "([^"]+)", ', source, re.M))

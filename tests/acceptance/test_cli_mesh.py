@@ -190,7 +190,7 @@ def process(mesh: Mesh, start: Start, tmp_path: Path) -> StartCommand:
 
 
 def test_up_tells_programs_who_is_where(mesh: Mesh) -> None:
-    assert set(mesh.ready["broker"]) == {"rpc", "xsub", "xpub"}
+    assert set(mesh.ready["broker"]) == {"rpc", "xsub", "xpub", "bound"}
     assert [each["relay_id"] for each in mesh.ready["relays"]] == ["Inst-0", "Odd-0", "Slow-0"]
     (bank,) = mesh.ready["banks"]
     assert bank["bank_id"] == "bank-0"

@@ -111,7 +111,7 @@ def host_of(endpoint: str) -> str:
 
 def test_without_a_password_other_hosts_are_refused_and_told_why(network: Network) -> None:
     broker = network.broker({})
-    refusal = r"refused this host: it runs without a password \(protected mode\)"
+    refusal = r"refused this host: it runs without keys or a password \(protected mode\)"
 
     visit = network.visit("client", {})
     print(f"a client is told after {visit['took_s']:.2f} s: {visit['text']}")

@@ -92,7 +92,9 @@ def converge(lab: Lab, order: tuple[str, ...]) -> float:
     report = client.wait_for(r"^\[downloaded\] (\{.*\})$", left())[1]
     took_s = time.monotonic() - last_start
     check_download(lab, dataset_id, ast.literal_eval(report))
-    assert client.errors == ""
+    # A client that has waited a while for the broker says why.
+    waiting = "still waiting for the broker: "
+    assert [each for each in client.errors.splitlines() if not each.startswith(waiting)] == []
     return took_s
 
 
