@@ -22,7 +22,7 @@ from labmesh.errors import (
 from labmesh.protocol.alarms import Alarms
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Alive, Invocation, Request
-from labmesh.protocol.open_call import Ended, OpenCall, Owner
+from labmesh.protocol.open_call import Ended, OpenCall, Owner, given_of
 from labmesh.protocol.past_calls import Memory, PastCalls
 
 __all__ = ["Callee", "admit"]
@@ -139,6 +139,11 @@ class Callee:
                 raise Conflict(f"call {request.id} is already open; a new call needs a new id")
             if known.method != method:
                 raise Conflict(f"call {request.id} was {known.method}; a new call needs a new id")
+            if known.given and known.given != given_of(request):
+                raise Conflict(
+                    f"call {request.id} was {method} with other parameters; a new call needs a new "
+                    "id"
+                )
             known.origin = origin
             known.heard_at = now
             return known

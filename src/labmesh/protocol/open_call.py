@@ -9,13 +9,15 @@ from msgspec import Struct
 
 from labmesh.errors import LabmeshError
 from labmesh.protocol.codec import Buffer
-from labmesh.protocol.messages import CallOutcome
+from labmesh.protocol.messages import Call, CallOutcome, Invocation
 
-__all__ = ["Ended", "OpenCall", "Owner"]
+__all__ = ["Ended", "OpenCall", "Owner", "given_of"]
 
 #: A client: its session, or its connection when it has none.
 Owner = Hashable
 Ended = Literal["returned", "raised", "not_run"]
+
+_PLAIN = frozenset({int, float, str, bool, type(None)})
 
 
 # Thousands of them are remembered. None is part of a cycle, so Python need not look for any: where
@@ -42,6 +44,8 @@ class OpenCall(Struct, eq=False, gc=False):
     reply: list[Buffer] | None = None
     #: how it failed
     error: LabmeshError | None = None
+    #: of its parameters, by :func:`given_of`
+    given: int = 0
 
     @property
     def state(self) -> CallOutcome:
@@ -56,3 +60,19 @@ class OpenCall(Struct, eq=False, gc=False):
         if self.ended is not None:
             return self.ended_at
         return self.accepted_at if self.begun_at is None else self.begun_at
+
+
+def given_of(request: Invocation) -> int:
+    """A number that tells parameters from others, if they are numbers and short texts; else 0.
+
+    Who sends another command under a used id is to be refused; but a repeat must never be, so what
+    does not compare equal to itself when it is read again (NaN), and what is costly to compare, is
+    not compared.
+    """
+    if not isinstance(request, Call):
+        return 0
+    values = (*request.args, *request.kwargs.values())
+    for each in values:
+        if type(each) not in _PLAIN or each != each:
+            return 0
+    return hash((values, *request.kwargs, request.access)) or 1

@@ -45,7 +45,7 @@ from labmesh.protocol.messages import (
     Request,
     SessionRequest,
 )
-from labmesh.protocol.open_call import Ended, OpenCall, Owner
+from labmesh.protocol.open_call import Ended, OpenCall, Owner, given_of
 from labmesh.serving.call_state import state_of
 from labmesh.serving.call_watch import CallWatch, StuckWatch
 from labmesh.serving.lease_desk import LeaseDesk
@@ -209,10 +209,12 @@ class CallDesk:
         if known is not None:
             self._answer_again(known)
             return
+        given = given_of(call)
         try:
+            # It may use up the arguments.
             bound = self._table.bind(method, call.args, call.kwargs, call.access)
             job = ServedStream(bound, _credit(call)) if bound.yields else ServedCall(bound)
-            self._submit(job, owner, call, method, origin, bound.read_only, now)
+            self._submit(job, owner, call, method, origin, bound.read_only, now, given)
         except LabmeshError:
             if call.session:
                 self._callee.refused(owner, call.id, now)
@@ -266,6 +268,7 @@ class CallDesk:
         origin: Origin,
         read_only: bool,
         now: float,
+        given: int = 0,
     ) -> None:
         if self._refusing:
             raise Stopping(f"{self._relay_id} is shutting down; {method} was not run")
@@ -275,6 +278,7 @@ class CallDesk:
         callee = self._callee
         deadline = callee.deadline_of(request.deadline, now)
         opened = OpenCall(owner, origin, request.id, method, deadline, bool(request.session), now)
+        opened.given = given
         job.open_at(self, opened, request.fence, read_only)
         if not read_only:
             self.check_write(owner, request.fence, now)

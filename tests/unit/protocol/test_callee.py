@@ -24,7 +24,7 @@ from labmesh.errors import (
 from labmesh.protocol.callee import FIRST_SIGN_S, SIGN_INTERVAL_S, Callee, admit
 from labmesh.protocol.caller import SILENCE_S
 from labmesh.protocol.messages import Alive, Batch, Call, Invocation, Ping, Request
-from labmesh.protocol.open_call import OpenCall, Owner
+from labmesh.protocol.open_call import OpenCall, Owner, given_of
 from labmesh.protocol.past_calls import Memory
 
 #: Connections, and sessions.
@@ -33,13 +33,18 @@ ONE, TWO, THREE = ("alice", "token-1"), ("alice", "token-2"), ("alice", "token-3
 
 
 def call(
-    call_id: str = "1", *, deadline: float | None = None, method: str = "ramp", session: str = ""
+    call_id: str = "1",
+    *,
+    deadline: float | None = None,
+    method: str = "ramp",
+    session: str = "",
+    **given: Any,
 ) -> Call:
-    return Call(id=call_id, method=method, deadline=deadline, session=session)
+    return Call(id=call_id, method=method, deadline=deadline, session=session, **given)
 
 
-def of_session(call_id: int, *, method: str = "ramp") -> Call:
-    return call(str(call_id), method=method, session="token")
+def of_session(call_id: int, *, method: str = "ramp", **given: Any) -> Call:
+    return call(str(call_id), method=method, session="token", **given)
 
 
 # ── admit ───────────────────────────────────────────────────────────────────────────────────────
@@ -121,6 +126,7 @@ def taken(
         deadline=callee.deadline_of(request.deadline, now),
         kept=bool(request.session),
         accepted_at=now,
+        given=given_of(request),
     )
     callee.accept(opened)
     return opened
@@ -260,6 +266,38 @@ def test_an_id_does_not_name_two_calls(has_ended: bool) -> None:
     with pytest.raises(Conflict):
         callee.find_repeated(ONE, Batch(id="1", session="token-1", calls=[]), "batch", "e", 0.0)
     assert opened.origin == "here"
+
+
+ARRAY = memoryview(b"an array")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "is_other"),
+    [
+        ({"args": [1.5, "A"]}, {"args": [1.5, "A"]}, False),
+        ({"args": [1.5]}, {"args": [2.5]}, True),
+        ({"args": [1.5]}, {}, True),
+        ({"kwargs": {"value": 1.5}}, {"kwargs": {"value": 1.5}}, False),
+        ({"kwargs": {"value": 1.5}}, {"kwargs": {"limit": 1.5}}, True),
+        ({"args": [1.5]}, {"args": [1.5], "access": "set"}, True),
+        ({"args": [1.5]}, {"args": [[1.5]]}, True),
+        # What is not compared: what is not equal to itself, and what is long.
+        ({"args": [math.nan]}, {"args": [math.nan]}, False),
+        ({"args": [[1.5]]}, {"args": [[2.5]]}, False),
+        ({"args": [ARRAY]}, {"args": [ARRAY]}, False),
+    ],
+)
+def test_an_id_does_not_name_calls_with_different_parameters(
+    first: dict[str, Any], second: dict[str, Any], is_other: bool
+) -> None:
+    callee = Callee()
+    opened = taken(callee, of_session(1, **first), ONE, origin="here")
+    if is_other:
+        with pytest.raises(Conflict, match="ramp with other parameters; a new call needs a new id"):
+            repeated(callee, of_session(1, **second), origin="elsewhere")
+        assert opened.origin == "here"
+    else:
+        assert repeated(callee, of_session(1, **second), origin="elsewhere") is opened
 
 
 @pytest.mark.parametrize(
