@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from labmesh.asking.links import NodeLinks
 from labmesh.errors import LabmeshError, LinkLost, NotSent, OutcomeUnknown, StaleEpoch
+from labmesh.protocol.caller import limit_of
 from labmesh.protocol.messages import (
     Access,
     Batch,
@@ -88,7 +89,7 @@ class Calls:
             return await self._at_home(elsewhere)
         link = self._links.to_relays.get(relay_id)
         began = time.monotonic()
-        deadline = began + (limit_s if timeout is None else timeout)
+        deadline = began + limit_of(timeout, limit_s)
         try:
             if link is not None and link.up:
                 # One coroutine a call: each further one costs.

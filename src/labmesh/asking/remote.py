@@ -13,6 +13,7 @@ from labmesh.asking.holding import Client, Fences, HeldLease
 from labmesh.asking.streaming import AsyncStream
 from labmesh.errors import LabmeshError, OutcomeUnknown
 from labmesh.instruments.exposure import call_arguments
+from labmesh.protocol.caller import limit_of
 from labmesh.protocol.messages import (
     Access,
     Batch,
@@ -138,7 +139,7 @@ class RelayClient:
         args, kwargs = call_arguments(params)
         if not 1 <= credit <= _MAX_CREDIT:
             raise ValueError(f"credit must be 1 to {_MAX_CREDIT} items, not {credit}")
-        limit_s = math.inf if timeout is None else timeout
+        limit_s = limit_of(timeout, math.inf)
 
         def begin() -> Coroutine[Any, Any, ItemStream]:
             return self._client.open_stream(
@@ -167,7 +168,7 @@ class RelayClient:
         async def send(calls: list[Any], keep_going: bool) -> BatchResult:
             fence = self._client.fences.of(self.relay_id)
             batch = Batch(id="-", calls=calls, keep_going=keep_going, fence=fence)
-            limit_s = self._client.call_limit if timeout is None else timeout
+            limit_s = limit_of(timeout, self._client.call_limit)
             result, _ = await self._client.at_home(
                 self._client.request(self.relay_id, batch, BatchResult, timeout=limit_s)
             )

@@ -17,7 +17,7 @@ from labmesh.errors import (
     StaleEpoch,
     error_from_wire,
 )
-from labmesh.protocol.caller import given_up_at
+from labmesh.protocol.caller import given_up_at, limit_of
 from labmesh.protocol.messages import (
     Access,
     Batch,
@@ -64,7 +64,7 @@ class BlockingCalls:
     ) -> Any:
         """Run a method, or read or write a value; see :meth:`Session.call`."""
         client = self._client
-        limit_s = client.call_limit if timeout is None else timeout
+        limit_s = limit_of(timeout, client.call_limit)
         deadline = time.monotonic() + limit_s
         way = self._way(relay_id, limit_s)
         if way is not None:
@@ -99,7 +99,7 @@ class BlockingCalls:
     ) -> BatchResult:
         """Several calls back to back; see :meth:`Session.batch`."""
         client = self._client
-        limit_s = client.call_limit if timeout is None else timeout
+        limit_s = limit_of(timeout, client.call_limit)
         deadline = time.monotonic() + limit_s
         result = None
         way = self._way(relay_id, limit_s)

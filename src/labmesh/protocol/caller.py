@@ -15,7 +15,7 @@ from msgspec import Struct
 from labmesh.errors import LabmeshError, LinkLost, NoAnswer, NotSent, OutcomeUnknown, StaleEpoch
 from labmesh.protocol.messages import Alive, Item, Reply
 
-__all__ = ["Caller", "ClockOffset", "OpenRequest", "given_up_at"]
+__all__ = ["Caller", "ClockOffset", "OpenRequest", "given_up_at", "limit_of"]
 
 #: A caller gives a call up when nothing at all was heard of it for so long.
 SILENCE_S = 4.0
@@ -321,3 +321,17 @@ class Caller(Generic[RequestT]):
 
 def _progress(request: OpenRequest) -> str:
     return {"": "on its way", "queued": "waiting in the queue", "running": "running"}[request.state]
+
+
+def limit_of(timeout: float | None, otherwise: float) -> float:
+    """The timeout that somebody gave, seconds; ``otherwise`` when there is none.
+
+    :raises ValueError, TypeError: it is no number.
+    """
+    if timeout is None:
+        return otherwise
+    if not isinstance(timeout, int | float):
+        raise TypeError(f"a timeout is a number of seconds, or None; not {timeout!r:.100}")
+    if timeout != timeout:
+        raise ValueError("a timeout is a number of seconds, not NaN")
+    return timeout

@@ -25,6 +25,7 @@ from labmesh.protocol.caller import (
     ClockOffset,
     OpenRequest,
     given_up_at,
+    limit_of,
 )
 from labmesh.protocol.messages import Alive, Done, Failure, Item, Result
 
@@ -569,3 +570,12 @@ def test_silence_ends_a_call_before_a_deadline_that_is_far_away_and_no_other() -
     assert given_up_at(deadline=100.0 + 2 * SILENCE_S, now=100.0) == 100.0 + SILENCE_S
     assert given_up_at(deadline=math.inf, now=100.0) == 100.0 + SILENCE_S
     assert given_up_at(deadline=100.0 + SILENCE_S, now=100.0) is None
+
+
+def test_a_timeout_is_a_number_of_seconds() -> None:
+    assert limit_of(None, 600.0) == 600.0
+    assert limit_of(5, 600.0) == 5
+    with pytest.raises(TypeError, match="a number of seconds, or None; not '5'"):
+        limit_of("5", 600.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not NaN"):
+        limit_of(math.nan, 600.0)
