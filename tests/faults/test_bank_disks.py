@@ -19,7 +19,8 @@ from tests.support.peers import until
 
 LIMIT_S = 60.0
 SIZES = (0, 1_000, 20_000, 200_000, 1_500_000)
-_CUTS_A_FOLDER = 20
+#: What is uploaded meanwhile must find room on a small disk.
+_CUTS_A_FOLDER = 6
 
 
 async def test_2_power_cuts_and_what_they_do_without_syncs(tmp_path: Path) -> None:
