@@ -268,6 +268,14 @@ def test_an_id_does_not_name_two_calls(has_ended: bool) -> None:
     assert opened.origin == "here"
 
 
+def test_of_a_batch_the_parameters_are_not_compared() -> None:
+    callee = Callee()
+    first = Batch(id="1", session="token-1", calls=[["ramp", [1.5]]])
+    second = Batch(id="1", session="token-1", calls=[["ramp", [2.5]]])
+    opened = taken(callee, first, ONE)
+    assert callee.find_repeated(ONE, second, "batch", "there", 0.0) is opened
+
+
 ARRAY = memoryview(b"an array")
 
 
