@@ -275,7 +275,24 @@ class RelayAgent(Member):
             lend=self._lend,
             spool=self._spool,
         )
-        self._service = SharedService(
+        self._service = self._bound_service()
+        self._desk.worker.uploader = self._uploads.upload_from_thread
+        self._desk.worker.publisher = self.publish_from_thread
+        self._thread = threading.get_ident()
+        self._home = asyncio.get_running_loop()
+        self._desk.open(self._service)
+        await self._join()
+        if self._uploads.sender is not None:
+            self._spawn(self._uploads.sender.run(), "spool")
+            # It takes a while once, for which no acquisition should have to wait.
+            self._spawn(asyncio.to_thread(driver_facts, type(self.driver)), "facts of the driver")
+        self._spawn(self._states.run(), "states")
+        guard = self._sockets.security.guard
+        self._spawn(watch_ended_keys(guard, self._desk.end_of_keys), "keys that end")
+        log.info("relay %s: calls at %s", self.node_id, self._endpoints()["rpc"])
+
+    def _bound_service(self) -> SharedService:
+        return SharedService(
             self._sockets,
             self._rpc_bind,
             role="relay",
@@ -294,20 +311,6 @@ class RelayAgent(Member):
                 has_come=self._desk.has_come,
             ),
         )
-        self._desk.worker.uploader = self._uploads.upload_from_thread
-        self._desk.worker.publisher = self.publish_from_thread
-        self._thread = threading.get_ident()
-        self._home = asyncio.get_running_loop()
-        self._desk.open(self._service)
-        await self._join()
-        if self._uploads.sender is not None:
-            self._spawn(self._uploads.sender.run(), "spool")
-            # It takes a while once, for which no acquisition should have to wait.
-            self._spawn(asyncio.to_thread(driver_facts, type(self.driver)), "facts of the driver")
-        self._spawn(self._states.run(), "states")
-        guard = self._sockets.security.guard
-        self._spawn(watch_ended_keys(guard, self._desk.end_of_keys), "keys that end")
-        log.info("relay %s: calls at %s", self.node_id, self._endpoints()["rpc"])
 
     async def _leave(self) -> None:
         if hasattr(self, "_service"):

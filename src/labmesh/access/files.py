@@ -116,6 +116,7 @@ def replace_file(path: Path, content: str, mode: int) -> None:
             _write(fresh, content, mode)
             os.replace(fresh, path)
         except BaseException:
+            # Also Ctrl-C: no half of a key is left beside the whole one.
             with contextlib.suppress(OSError):
                 fresh.unlink()
             raise

@@ -102,6 +102,7 @@ class ClientNode(Node):
             await self._wait_for_broker(deadline, timeout)
             await self._begin_feed(deadline)
         except BaseException:
+            # Whatever ends it, also a cancellation: nothing that was opened stays open.
             await self.stop()
             raise
         self._set_ready()

@@ -99,6 +99,7 @@ class NodeLinks:
         try:
             answer = await self._broker.request(ListNodes(id="-"), NodeList, timeout=REQUEST_S)
         except BaseException:
+            # Also a cancellation: others wait for what this question would have answered.
             self._roster.failed(ticket)
             raise
         self._roster.listed(ticket, answer.nodes)

@@ -51,6 +51,7 @@ class AsyncStream(AsyncIterator[Any]):
         try:
             more, value = await self._at_home(self._next())
         except BaseException:
+            # As of a generator: whatever it raised, also a cancellation, was its end.
             self._ended = True
             raise
         if not more:

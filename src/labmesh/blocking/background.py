@@ -105,6 +105,7 @@ class BackgroundLoop:
             # Which coroutine of which thread raised it says nothing to whoever called this.
             raise error.with_traceback(None)  # noqa: B904  (it is the same error)
         except BaseException:
+            # Such as Ctrl-C: nobody waits for the work any more, so it ends as well.
             job.abandoned = True
             self._post(job.cancel)
             raise

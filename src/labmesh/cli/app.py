@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from cyclopts import App, CycloptsError, Group, UnusedCliTokensError
@@ -47,6 +47,9 @@ from labmesh.cli.up import up
 
 __all__ = ["app", "main"]
 
+#: by name, those that have their first word in common
+_Commands = Mapping[str, Callable[..., int]]
+
 _HELP = f"""A mesh over ZeroMQ for laboratory instruments.
 
 Begin with 'labmesh demo', then 'labmesh up'. Each command has its own --help, with an example.
@@ -56,95 +59,85 @@ Exit codes: {"; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items
 
 
 def _build() -> App:
-    begin, use, run, look = (
-        Group("Begin", sort_key=1),
-        Group("Use a mesh", sort_key=2),
-        Group("Run nodes", sort_key=3),
-        Group("Look after it", sort_key=4),
-    )
     root = App(
         name="labmesh",
         help=_HELP,
         version=labmesh.__version__,
         help_format="plaintext",
     )
+    begin = Group("Begin", sort_key=1)
     root.command(demo, group=begin)
     root.command(up, group=begin)
     root.command(nodes.init, group=begin)
-    root.command(mesh_commands.ls, group=use)
-    root.command(show, group=use)
-    root.command(instrument_commands.call, group=use)
-    root.command(instrument_commands.get, group=use)
-    root.command(instrument_commands.set_value, name="set", group=use)
-    root.command(mesh_commands.watch, group=use)
-    root.command(logs.log, group=use)
-    root.command(stubs, group=use)
-    data = App(
-        name="data",
-        help="Datasets: find, show, store, fetch, tag, delete, export, import.",
-        group=use,
-        help_format="plaintext",
-    )
-    data.command(datasets.ls, name="ls")
-    data.command(datasets.search, name="search")
-    data.command(datasets.show, name="show")
-    data.command(data_transfers.put, name="put")
-    data.command(data_transfers.get, name="get")
-    data.command(data_care.rm, name="rm")
-    data.command(data_care.verify, name="verify")
-    data.command(data_care.tag, name="tag")
-    data.command(data_care.note, name="note")
-    data.command(datasets.history, name="history")
-    data.command(datasets.trash, name="trash")
-    data.command(data_care.restore, name="restore")
-    data.command(data_folders.export, name="export")
-    data.command(data_folders.import_, name="import")
-    root.command(data)
+    _add_use(root, Group("Use a mesh", sort_key=2))
+    run = Group("Run nodes", sort_key=3)
     root.command(nodes.broker, group=run)
     root.command(nodes.bank, group=run)
     root.command(nodes.relay, group=run)
-    root.command(_keys(look))
-    journals = App(
-        name="audit",
-        help="The journals of who did what: show them, check that they are whole.",
-        group=look,
-        help_format="plaintext",
-    )
-    journals.command(audit.show, name="show")
-    journals.command(audit.verify, name="verify")
-    root.command(journals)
-    passwords = App(
-        name="password",
-        help="The password of a network: a new one.",
-        group=look,
-        help_format="plaintext",
-    )
-    passwords.command(password.new, name="new")
-    root.command(passwords)
-    root.command(doctor, group=look)
+    _add_care(root, Group("Look after it", sort_key=4))
     root.register_install_completion_command(
         help="Install completion of commands and options for this shell."
     )
     return root
 
 
-def _keys(group: Group) -> App:
-    commands = App(
-        name="keys",
-        help="Keys of nodes and people: make, admit, list, revoke, replace, check.",
-        group=group,
-        help_format="plaintext",
-    )
-    commands.command(keys_changes.init, name="init")
-    commands.command(keys_pairing.invite, name="invite")
-    commands.command(keys_pairing.join, name="join")
-    commands.command(keys_changes.new, name="new")
-    commands.command(keys.list_, name="list")
-    commands.command(keys.show, name="show")
-    commands.command(keys_changes.revoke, name="revoke")
-    commands.command(keys_changes.rotate, name="rotate")
-    commands.command(keys.check, name="check")
-    return commands
+def _add_use(root: App, group: Group) -> None:
+    root.command(mesh_commands.ls, group=group)
+    root.command(show, group=group)
+    root.command(instrument_commands.call, group=group)
+    root.command(instrument_commands.get, group=group)
+    root.command(instrument_commands.set_value, name="set", group=group)
+    root.command(mesh_commands.watch, group=group)
+    root.command(logs.log, group=group)
+    root.command(stubs, group=group)
+    data: _Commands = {
+        "ls": datasets.ls,
+        "search": datasets.search,
+        "show": datasets.show,
+        "put": data_transfers.put,
+        "get": data_transfers.get,
+        "rm": data_care.rm,
+        "verify": data_care.verify,
+        "tag": data_care.tag,
+        "note": data_care.note,
+        "history": datasets.history,
+        "trash": datasets.trash,
+        "restore": data_care.restore,
+        "export": data_folders.export,
+        "import": data_folders.import_,
+    }
+    about = "Datasets: find, show, store, fetch, tag, delete, export, import."
+    root.command(_family("data", about, group, data))
+
+
+def _add_care(root: App, group: Group) -> None:
+    of_keys: _Commands = {
+        "init": keys_changes.init,
+        "invite": keys_pairing.invite,
+        "join": keys_pairing.join,
+        "new": keys_changes.new,
+        "list": keys.list_,
+        "show": keys.show,
+        "revoke": keys_changes.revoke,
+        "rotate": keys_changes.rotate,
+        "check": keys.check,
+    }
+    about = "Keys of nodes and people: make, admit, list, revoke, replace, check."
+    root.command(_family("keys", about, group, of_keys))
+    about = "The journals of who did what: show them, check that they are whole."
+    journals: _Commands = {"show": audit.show, "verify": audit.verify}
+    root.command(_family("audit", about, group, journals))
+    about = "The password of a network: a new one."
+    root.command(_family("password", about, group, {"new": password.new}))
+    root.command(doctor, group=group)
+
+
+def _family(name: str, about: str, group: Group, commands: _Commands) -> App:
+    """Commands that have a first word in common."""
+    family = App(name=name, help=about, group=group, help_format="plaintext")
+    for each, command in commands.items():
+        family.command(command, name=each)
+    return family
 
 
 app = _build()

@@ -16,9 +16,10 @@ from typing import Literal, TypeAlias
 
 from msgspec.structs import replace
 
-from labmesh.errors import Busy, Cancelled, Conflict, LabmeshError, NotFound, ProtocolError
+from labmesh.errors import Busy, Cancelled, LabmeshError, NotFound, ProtocolError
 from labmesh.protocol.addresses import check_endpoint
 from labmesh.protocol.alarms import Alarms
+from labmesh.protocol.claims import claims_of, conflict_of
 from labmesh.protocol.ids import shown
 from labmesh.protocol.messages import Epoch, LiveState, NodeId, NodeRecord, PresenceChange
 from labmesh.protocol.records import checked
@@ -224,7 +225,7 @@ class Directory:
         return entry if entry is not None and entry.record.epoch == epoch else None
 
     def _owners_of(self, record: NodeRecord) -> list[_Entry]:
-        owners = (self._owners.get(claim) for claim in _claims(record))
+        owners = (self._owners.get(claim) for claim in claims_of(record))
         return list(dict.fromkeys(owner for owner in owners if owner is not None))
 
     def _challengeable(self, record: NodeRecord) -> list[_Entry]:
@@ -238,7 +239,7 @@ class Directory:
         earlier = self._waiting.get(_incarnation(record))
         if earlier is not None:
             error = Cancelled(f"{record.node_id} said hello again; the later hello is answered")
-            if _claims(earlier.record) == _claims(record):
+            if claims_of(earlier.record) == claims_of(record):
                 # A repeat must neither lose its place nor begin a new round of probes.
                 refused = Refused(earlier.token, error)
                 earlier.record, earlier.token = record, newcomer.token
@@ -276,7 +277,7 @@ class Directory:
         """The owner lives: everyone who claims something of it has lost."""
         self._close_probe(owner)
         return [
-            self._refuse(rival, _conflict(rival.record, owner.record))
+            self._refuse(rival, conflict_of(rival.record, owner.record))
             for rival in tuple(owner.rivals.values())
         ]
 
@@ -294,7 +295,7 @@ class Directory:
                 rival.challenged[each] = False
                 winner = self._winner_over(rival)
                 if winner is not None:
-                    effects.append(self._refuse(rival, _conflict(rival.record, winner.record)))
+                    effects.append(self._refuse(rival, conflict_of(rival.record, winner.record)))
                 elif any(rival.challenged.values()):
                     continue
                 elif not self._has_room(rival.record):
@@ -318,7 +319,7 @@ class Directory:
             self._remove(owner, "replaced") for owner in self._owners_of(record)
         ]
         entry = self._entries[record.node_id] = _Entry(record, now)
-        for claim in _claims(record):
+        for claim in claims_of(record):
             self._owners[claim] = entry
         self._set_alarm(entry)
         joined = Changed(PresenceChange(node=record, change="joined"))
@@ -326,7 +327,7 @@ class Directory:
 
     def _remove(self, entry: _Entry, reason: str) -> Changed:
         del self._entries[entry.record.node_id]
-        for claim in _claims(entry.record):
+        for claim in claims_of(entry.record):
             del self._owners[claim]
         self._alarms.drop(entry.record.node_id)
         return Changed(PresenceChange(node=entry.record, change="left", reason=reason))
@@ -378,25 +379,3 @@ class Directory:
 
 def _incarnation(record: NodeRecord) -> _Incarnation:
     return record.node_id, record.epoch
-
-
-def _claims(record: NodeRecord) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((record.node_id, *record.endpoints.values())))
-
-
-def _conflict(newcomer: NodeRecord, owner: NodeRecord) -> Conflict:
-    """Who holds what the newcomer claims, and the way out."""
-    endpoint = next(iter(owner.endpoints.values()))
-    what = f"id {newcomer.node_id} is taken by a live {owner.kind}"
-    way_out = f"another id ({newcomer.kind}_id)"
-    if owner.node_id != newcomer.node_id:
-        held = owner.endpoints.values()
-        name, endpoint = next(each for each in newcomer.endpoints.items() if each[1] in held)
-        what = f"address {endpoint} is taken by the live {owner.kind} {owner.node_id}"
-        way_out = f"another port ({name}_bind)"
-    host = shown(owner.host) if owner.host else "unknown"
-    text = (
-        f"{what} (host {host}, pid {owner.pid}, {endpoint}); choose {way_out} or stop the other one"
-    )
-    owned = {"node_id": owner.node_id, "kind": owner.kind, "host": owner.host, "pid": owner.pid}
-    return Conflict(text, endpoint=endpoint, **owned)
