@@ -22,7 +22,7 @@ _CANDIDATES = (
     Candidate(_LIMIT, "zmq.proxy in C (the limit)", "events_zmq.py", "here", servers=_roles()),
     Candidate(
         "zmq-proxy-bare",
-        "zmq.proxy, shorter messages",
+        "zmq.proxy, topic and payload",
         "events_zmq.py",
         "here",
         servers=_roles("-bare"),

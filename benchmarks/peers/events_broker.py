@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from eventing import NODE, answer_events, serve_publisher
 from measuring import announce, stdin_closed
-from plain_events import audience, publisher
+from plain_events import TOPIC, audience, publisher
 
 import labmesh
 from labmesh.access.keyring import KeyFolder
 from labmesh.protocol.codec import encode_event
+from labmesh.protocol.event_frame import joined
 from labmesh.protocol.messages import Event
 from labmesh.transport.key_pairs import KeyPair
 from labmesh.transport.keys import Security
@@ -29,17 +30,20 @@ _ANYWHERE = "tcp://127.0.0.1:*"
 _EPOCH = "0123456789abcdef"
 
 
-def _header(sequence: int) -> bytes:
-    return encode_event(
-        Event(publisher=NODE, epoch=_EPOCH, sequence=sequence, time=1.7e9, kind="sample")
-    )
+#: From here on all numbers take the same room, so that the payload has its place.
+_FIRST = 2**16
 
 
-def _headers() -> Sequence[bytes] | Callable[[], Sequence[bytes]]:
+def _head(sequence: int = _FIRST) -> bytes:
+    event = Event(publisher=NODE, epoch=_EPOCH, sequence=sequence, time=1.7e9, kind="sample")
+    return joined(TOPIC, encode_event(event), b"")
+
+
+def _heads() -> bytes | Callable[[], bytes]:
     if not _KIND:
-        return [_header(1)]
-    numbers = itertools.count(1)
-    return lambda: [_header(next(numbers))]
+        return _head()
+    numbers = itertools.count(_FIRST)
+    return lambda: _head(next(numbers))
 
 
 def _security() -> Security:
@@ -77,6 +81,6 @@ if __name__ == "__main__":
         case "broker":
             asyncio.run(_serve())
         case "publish":
-            asyncio.run(serve_publisher(publisher(_headers())))
+            asyncio.run(serve_publisher(publisher(_heads())))
         case _:
-            answer_events(audience(4), "pyzmq", "msgspec")
+            answer_events(audience(len(_head())), "pyzmq", "msgspec")

@@ -1,7 +1,7 @@
 """Plain ZeroMQ: ``zmq.proxy``, which is C, in a thread; it looks at nothing and keeps nothing.
 
-``…-curve`` encrypts. ``…-bare`` sends a topic and a payload, without the header that the events of
-labmesh have.
+``…-curve`` encrypts. ``…-bare`` sends a topic and a payload, as two frames, as a program without
+labmesh would send them; else an event is one frame, as long as that of labmesh.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import threading
 import zmq
 from eventing import answer_events, serve_publisher
 from measuring import announce, end_with_stdin
-from plain_events import QUEUE, audience, publisher
+from plain_events import QUEUE, TOPIC, audience, publisher
 
 _ROLE, _, _KIND = sys.argv[1].partition("-")
 #: As long as that of labmesh.
-_HEADER = [] if _KIND == "bare" else [bytes(60)]
+_HEAD = b"" if _KIND == "bare" else TOPIC + bytes(64)
 
 
 def _serve() -> None:
@@ -44,6 +44,6 @@ if __name__ == "__main__":
         case "broker":
             _serve()
         case "publish":
-            asyncio.run(serve_publisher(publisher(_HEADER)))
+            asyncio.run(serve_publisher(publisher(_HEAD)))
         case _:
-            answer_events(audience(2 + len(_HEADER)), "pyzmq")
+            answer_events(audience(len(_HEAD) or None), "pyzmq")

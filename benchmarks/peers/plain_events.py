@@ -26,11 +26,12 @@ _LOOK_MS = 50
 
 
 def publisher(
-    header: Sequence[bytes] | Callable[[], Sequence[bytes]],
+    head: bytes | Callable[[], bytes],
 ) -> Callable[[str], AbstractAsyncContextManager[Callable[[bytes], Awaitable[None]]]]:
-    """What publishes events of three frames: topic, ``header`` (none: of two), payload.
+    """What publishes events of one frame.
 
-    :param header: the same for all, or what makes the next one.
+    :param head: what stands before the payload: the same for all, or what makes the next one.
+        Empty: the topic is a frame of its own.
     """
 
     @asynccontextmanager
@@ -40,10 +41,11 @@ def publisher(
         send = socket.send
 
         async def publish(payload: bytes) -> None:
-            send(TOPIC, _MORE)
-            for each in header() if callable(header) else header:
-                send(each, _MORE)
-            send(payload, _NOBLOCK)
+            if head:
+                send((head() if callable(head) else head) + payload, _NOBLOCK)
+            else:
+                send(TOPIC, _MORE)
+                send(payload, _NOBLOCK)
 
         try:
             yield publish
@@ -62,10 +64,12 @@ class Listener(Protocol):
 
 
 def audience(
-    frames: int, topics: Callable[[int], Sequence[bytes]] = lambda _: [TOPIC]
+    skip: int | None, topics: Callable[[int], Sequence[bytes]] = lambda _: [TOPIC]
 ) -> Callable[[str, Sequence[Listener]], AbstractAsyncContextManager[None]]:
-    """Subscribers to events of so many frames: SUB sockets that one thread reads.
+    """Subscribers: SUB sockets that one thread reads.
 
+    :param skip: bytes before what is to be heard of an event's one frame; None: it is the second
+        frame.
     :param topics: what the subscriber of this number listens to.
     """
 
@@ -79,7 +83,7 @@ def audience(
             for topic in topics(number):
                 socket.subscribe(topic)
             hears[socket] = each.hear
-        reader = threading.Thread(target=_read, args=(hears, frames, ended))
+        reader = threading.Thread(target=_read, args=(hears, skip, ended))
         reader.start()
         try:
             yield
@@ -106,7 +110,7 @@ def _connected(
 
 def _read(
     hears: dict[zmq.Socket[bytes], Callable[[bytes], None]],
-    frames: int,
+    skip: int | None,
     ended: threading.Event,
 ) -> None:
     poller = zmq.Poller()
@@ -114,24 +118,16 @@ def _read(
         poller.register(each, zmq.POLLIN)
     while not ended.is_set():
         for socket, _ in poller.poll(_LOOK_MS):
-            _drain(socket, hears[socket], frames)
+            _drain(socket, hears[socket], skip)
     for socket in hears:
         socket.close(0)
 
 
-def _drain(socket: zmq.Socket[bytes], hear: Callable[[bytes], None], frames: int) -> None:
-    """The payload is the last frame but one where there are four, else the last."""
+def _drain(socket: zmq.Socket[bytes], hear: Callable[[bytes], None], skip: int | None) -> None:
     receive = socket.recv
     for _ in range(_BATCH):
         try:
-            receive(_NOBLOCK)
+            frame = receive(_NOBLOCK)
         except zmq.Again:
             return
-        if frames == 4:
-            receive()
-            hear(receive())
-            receive()
-        else:
-            if frames == 3:
-                receive()
-            hear(receive())
+        hear(receive() if skip is None else frame[skip:])

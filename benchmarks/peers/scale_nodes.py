@@ -18,6 +18,7 @@ from plain_events import audience
 
 import labmesh
 from labmesh.protocol.codec import decode_value
+from labmesh.protocol.event_frame import parted, unsealed
 from labmesh.transport.keys import Security
 from labmesh.transport.publisher import Publisher
 from labmesh.transport.sockets import Sockets
@@ -131,8 +132,8 @@ class _Watcher:
         self.skipped: Callable[[], int] = int
 
     def hear(self, event: bytes) -> None:
-        """The payload of an event came."""
-        self.take("", decode_value(event))
+        """An event came, as the broker sends it."""
+        self.take("", decode_value(parted(unsealed([event])[0])[2]))
 
     def take(self, _relay_id: str, state: Any) -> None:
         name = state["relay"]
@@ -213,7 +214,7 @@ async def _watch_some(argument: str) -> AsyncIterator[_Watchers]:
         return [f"state.{each}".encode() for each in names]
 
     watchers = [_Watcher(len(topics(number))) for number in range(clients)]
-    async with audience(4, topics)(f"{xsub} {xpub}", watchers):
+    async with audience(0, topics)(f"{xsub} {xpub}", watchers):
         yield _Watchers(watchers)
 
 

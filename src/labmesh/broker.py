@@ -154,10 +154,10 @@ class DirectoryBroker(Node):
                 self._publish(topic("mark", request.token), "mark", None)
                 return Done(id=request.id)
             case ListLast():
-                events, more = self._proxy.last(request.prefix, request.after)
+                events, more = self._proxy.events.last(request.prefix, request.after)
                 return LastEvents(id=request.id, events=events, more=more)
             case Replay():
-                events, more = self._proxy.replay(
+                events, more = self._proxy.events.replay(
                     request.topic, request.node_epoch, request.first, request.last
                 )
                 return LastEvents(id=request.id, events=events, more=more)
@@ -192,7 +192,7 @@ class DirectoryBroker(Node):
         node = change.node
         log.info("%s %s: %s %s", node.kind, node.node_id, change.change, change.reason)
         if change.change == "left":
-            self._proxy.forget(node.node_id)
+            self._proxy.events.forget(node.node_id)
         self._publish(topic("presence", node.node_id), "presence", change)
 
     def _publish(self, name: str, kind: str, value: object) -> None:
@@ -240,8 +240,8 @@ class DirectoryBroker(Node):
         facts: dict[str, Any] = {
             "relays": sum(each.kind == "relay" for each in nodes),
             "banks": sum(each.kind == "bank" for each in nodes),
-            "events_forwarded": self._proxy.forwarded,
-            "events_dropped": self._proxy.dropped,
+            "events_forwarded": self._proxy.events.forwarded,
+            "events_dropped": self._proxy.events.dropped + self._proxy.dropped,
             "subscriptions": self._proxy.subscriptions,
             "subscriptions_refused": self._proxy.subscriptions_refused,
             "connections_refused": self._sockets.refused,

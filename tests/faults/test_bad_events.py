@@ -27,6 +27,8 @@ from tests.support.peers import until
 from tests.support.places import Places
 from tests.support.witness import watching
 from tests.support.zmtp import frame, zmtp
+from tests.support import wire_events
+from tests.support.wire_events import published
 
 from labmesh.protocol.codec import encode_event
 from labmesh.protocol.messages import Event
@@ -77,10 +79,12 @@ def loose(**changes: Any) -> bytes:
 def rows_of_publishers() -> Iterator[Row]:
     """I29 to I33, but for what honest topics of others are forged with, which has its own test."""
     good, payload = header(10**6), b"\x01"
-    yield Row("I29", "1 frame", [OWN])
-    yield Row("I29", "2 frames", [OWN, good])
-    yield Row("I29", "4 frames", [OWN, good, payload, b"x"])
-    yield Row("I29", "1,000 frames", [OWN, *[good] * 999])
+    yield Row("I29", "a topic alone", [OWN])
+    yield Row("I29", "a topic and half a length", [OWN + b"\0\1"])
+    yield Row("I29", "a header beyond the end", [OWN + b"\0\xff\xff" + good])
+    yield Row("I29", "the parts as 2 frames", [OWN, good])
+    yield Row("I29", "a second frame", [OWN, good, payload, b"x"])
+    yield Row("I29", "the parts as 1,000 frames", [OWN, good, payload, *[good] * 999])
     for name, topic in (
         ("an empty topic", b""),
         ("a topic of 64 kB", b"event." + b"x" * 2**16),
@@ -150,7 +154,7 @@ async def test_nobody_hears_what_is_no_event_or_not_its_publishers_own(mesh: Key
         def listen() -> bool:
             """Take what is there; True: the last event has come."""
             while listener.poll(0):
-                frames = listener.recv_multipart()
+                frames = wire_events.heard(listener.recv_multipart())
                 if frames[0] == b"state.psu-1":
                     gaps_s.append(time.perf_counter())
                 if frames[0] not in (b"state.psu-1", b"tail.psu-1"):
@@ -159,17 +163,17 @@ async def test_nobody_hears_what_is_no_event_or_not_its_publishers_own(mesh: Key
 
         last = header(1, "warm")
         while not listen():
-            publisher.send_multipart([OWN, last, b""])
+            publisher.send_multipart(published([OWN, last, b""]))
             last = header(1, f"warm{time.monotonic()}")
-            publisher.send_multipart([OWN, last, b""])
+            publisher.send_multipart(published([OWN, last, b""]))
             await asyncio.sleep(0.02)
         heard.clear()
         gaps_s.clear()
         async with mesh.link("vera", "directory") as link, watching(link, "the broker"):
             for row in rows:
-                publisher.send_multipart(row.frames)
+                publisher.send_multipart(published(row.frames))
             last = header(10, "e7")
-            publisher.send_multipart([OWN, last, b"the last"])
+            publisher.send_multipart(published([OWN, last, b"the last"]))
             await until(listen, LIMIT_S, "the last one")
         subscriptions = [each.poll(0) for each in (publisher, other)]
     found = {each[1]: each for each in heard[:-1]}
@@ -202,16 +206,16 @@ async def test_an_event_beyond_the_limit_of_frames_ends_its_connection_alone(
         publisher.recv()
         async with mesh.link("vera", "directory") as link, watching(link, "the broker"):
             for number in range(20):
-                publisher.send_multipart([OWN, header(number, "big"), bytes(2**21)])
+                publisher.send_multipart(published([OWN, header(number, "big"), bytes(2**21)]))
             # It comes back, and may go on.
             sent = 0
 
             def is_back() -> bool:
                 nonlocal sent
                 sent += 1
-                publisher.send_multipart([OWN, header(sent, "after"), b"small"])
+                publisher.send_multipart(published([OWN, header(sent, "after"), b"small"]))
                 while listener.poll(5):
-                    frames = listener.recv_multipart()
+                    frames = wire_events.heard(listener.recv_multipart())
                     assert len(frames[2]) < 2**20
                     if frames[2] == b"small":
                         return True

@@ -19,6 +19,7 @@ from tests.support.networks import Network
 from tests.support.peers import open_sockets, until
 from tests.support.processes import Process, Start, program
 from tests.support.zmtp import frame, zmtp
+from tests.support.wire_events import heard
 
 from labmesh.protocol.codec import decode_event
 from labmesh.transport.publisher import Publisher
@@ -74,7 +75,7 @@ def listening(endpoint: str, count: int) -> Iterator[list[Ear]]:
     def read() -> None:
         while not ended.is_set():
             for peer, _ in poller.poll(_LOOK_MS):
-                ears[peer].hear(peer.recv_multipart()[1])
+                ears[peer].hear(heard(peer.recv_multipart())[1])
 
     reader = threading.Thread(target=read)
     reader.start()

@@ -19,6 +19,7 @@ import zmq
 from tests.support.keyed import KeyedLab, keyed_socket
 from tests.support.peers import until
 from tests.support.places import Places
+from tests.support.wire_events import heard, published
 
 from labmesh.protocol.codec import decode_event, encode_event, encode_value
 from labmesh.protocol.messages import Event
@@ -42,7 +43,7 @@ class Listener:
     def _read(self) -> None:
         while not self._ending.is_set():
             if self._socket.poll(20):
-                self.heard.append(self._socket.recv_multipart())
+                self.heard.append(heard(self._socket.recv_multipart()))
 
     def close(self) -> None:
         self._ending.set()
@@ -106,7 +107,9 @@ async def first_events(socket: zmq.Socket[bytes], own: str) -> None:
     """Two starts of a node of its own, of which the first must not come back."""
     topic = f"state.{own}" if own != BANK else f"dataset.{own}"
     for epoch in ("e1", "e2"):
-        socket.send_multipart([topic.encode(), header(own, 1, epoch), encode_value("good")])
+        socket.send_multipart(
+            published([topic.encode(), header(own, 1, epoch), encode_value("good")])
+        )
 
 
 @pytest.mark.parametrize("mutes", [False, True], ids=["each is judged", "they are muted"])
@@ -153,7 +156,7 @@ async def test_nobody_hears_what_was_forged_or_replayed(
             assert guard is not None
             evil = lab.grant(REVOKED, "relay").user
             await until(lambda: guard.grant_of(evil) is None, 1.0, "revoked")
-            dropped = proxy.dropped
+            dropped = proxy.events.dropped
             began = time.monotonic()
             forging = [
                 asyncio.create_task(
@@ -162,7 +165,7 @@ async def test_nobody_hears_what_was_forged_or_replayed(
                 for name, socket in attackers.items()
             ]
             done = len(attackers) * (tries // len(attackers))
-            while proxy.dropped < dropped + done:
+            while proxy.events.dropped < dropped + done:
                 assert time.monotonic() < began + LIMIT_S, proxy.refused
                 published += await relay.publish("message", published)
                 await asyncio.sleep(0.001)
@@ -173,18 +176,18 @@ async def test_nobody_hears_what_was_forged_or_replayed(
                 lambda: listener.marks(f"event.{HONEST}")[-1][1] == last, 10.0, "the last one"
             )
         topics = Counter(each[0].decode() for each in listener.heard)
-        heard = [each for each in listener.heard if FORGED in each[2]]
+        delivered = [each for each in listener.heard if FORGED in each[2]]
         sequences = [sequence for _, sequence in listener.marks(f"event.{HONEST}")]
         first = sequences[0]
         lost = len(range(first, published + 1)) - len(set(sequences))
         twice = len(sequences) - len(set(sequences))
         print(
-            f"forged or replayed {done} in {took_s:.1f} s, delivered {len(heard) + twice}; "
+            f"forged or replayed {done} in {took_s:.1f} s, delivered {len(delivered) + twice}; "
             f"honest {published}, lost {lost}; refused {proxy.refused}"
         )
-        assert (heard, twice, lost) == ([], 0, 0)
+        assert (delivered, twice, lost) == ([], 0, 0)
         assert sequences == sorted(sequences)
-        assert proxy.dropped == dropped + done
+        assert proxy.events.dropped == dropped + done
         assert topics[f"state.{RELAY}"] == topics[f"dataset.{BANK}"] == 2
         if mutes:
             assert proxy.refused["muted"] > 0.5 * done / len(attackers)
@@ -196,4 +199,4 @@ async def test_nobody_hears_what_was_forged_or_replayed(
 def attack(socket: zmq.Socket[bytes], own: str, captured: Frames, tries: int) -> None:
     ways = attacks(own, captured)
     for number in range(tries):
-        socket.send_multipart(list(ways[number % len(ways)](number)))
+        socket.send_multipart(published(ways[number % len(ways)](number)))

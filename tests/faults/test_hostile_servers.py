@@ -17,6 +17,7 @@ from tests.support.doubles import Answers, BrokerDouble, RouterDouble
 from tests.support.hearing import Heard
 from tests.support.leaks import Held, assert_nothing_more, warm_up
 from tests.support.peers import PROTECTED, endpoint_of, raw_socket, until
+from tests.support.wire_events import published
 
 from labmesh import BankClient, DirectorClientAgent, DirectoryBroker
 from labmesh.errors import (
@@ -126,7 +127,7 @@ async def test_events_that_make_no_sense_reach_no_callback() -> None:
                     nonlocal sequence
                     sequence += 1
                     header = {"publisher": "x", "epoch": "e1", "sequence": sequence, "time": 0.0}
-                    forger.send_multipart([topic.encode(), pack(header), payload])
+                    forger.send_multipart(published([topic.encode(), pack(header), payload]))
 
                 # Until the subscriptions are in force.
                 await until(

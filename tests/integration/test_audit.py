@@ -19,6 +19,7 @@ from tests.support.keyed import KeyedLab, keyed_socket
 from tests.support.peers import until
 from tests.support.places import Places
 from tests.support.processes import Process
+from tests.support.wire_events import published
 
 from labmesh import expose
 from labmesh.cli.app import main
@@ -222,7 +223,7 @@ def _forge(keys: KeyedLab, xsub: str) -> None:
     """An event under the topic of another relay."""
     with keyed_socket(zmq.XPUB, xsub, keys.pairs["psu-1"], keys.broker_pair.public) as socket:
         assert socket.poll(5000)
-        socket.send_multipart([b"state.somebody-else", b"{}", b"1"])
+        socket.send_multipart(published([b"state.somebody-else", b"{}", b"1"]))
         socket.close(LINGER_MS)
 
 

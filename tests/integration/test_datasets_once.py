@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.support.hearing import LIMIT_S, Heard
 from tests.support.peers import until
+from tests.support.wire_events import lose
 
 import labmesh
 from labmesh import DirectorClientAgent
@@ -20,7 +21,6 @@ from labmesh.events import dataset_listening
 from labmesh.events.healing import Gap
 from labmesh.storage.cursor_file import CursorFile
 from labmesh.testing import LocalMesh
-from labmesh.transport.proxy import Proxy
 
 
 @pytest.fixture
@@ -208,15 +208,12 @@ async def test_announcements_that_are_lost_cost_nothing_and_are_told(
     mesh: LocalMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every third one, also the last: the bank's own count shows it."""
-    pass_on, passed = Proxy._pass_on, 0
+    passed = 0
 
-    def lose(proxy: Proxy, topic: bytes, *frames: Any) -> None:
+    def every_third(topic: bytes) -> bool:
         nonlocal passed
-        if topic.startswith(b"dataset."):
-            passed += 1
-            if passed % 3 == 0:
-                return None
-        return pass_on(proxy, topic, *frames)
+        passed += topic.startswith(b"dataset.")
+        return topic.startswith(b"dataset.") and passed % 3 == 0
 
     client = await mesh.client()
     heard, gaps = Heard(), Heard()
@@ -225,7 +222,7 @@ async def test_announcements_that_are_lost_cost_nothing_and_are_told(
     await stored(client, "first")
     await heard.count(1)
     passed = 0
-    monkeypatch.setattr(Proxy, "_pass_on", lose)
+    lose(monkeypatch, every_third)
     new = await stored(client, *(f"set-{number:02}" for number in range(12)))
     assert ids(await heard.count(13)) == ["first", *new]
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from tests.support.peers import open_sockets, until
+from tests.support.wire_events import lose
 
 from labmesh import DirectorClientAgent, DirectoryBroker
 from labmesh.events.healing import Gap
 from labmesh.protocol.replay import MAX_EVENTS
-from labmesh.transport.proxy import Proxy
 from labmesh.transport.publisher import Publisher
 
 ANYWHERE = "tcp://127.0.0.1:*"
@@ -26,19 +25,17 @@ class Loss:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rule: Callable[[int], bool]) -> None:
         self.lost: list[int] = []
         passed = 0
-        pass_on = Proxy._pass_on
 
-        def lose(proxy: Proxy, topic: bytes, *frames: Any) -> None:
+        def loses(topic: bytes) -> bool:
             nonlocal passed
             if not topic.startswith((b"event.", b"state.")):
-                return pass_on(proxy, topic, *frames)
+                return False
             passed += 1
             if rule(passed):
                 self.lost.append(passed)
-                return None
-            return pass_on(proxy, topic, *frames)
+            return rule(passed)
 
-        monkeypatch.setattr(Proxy, "_pass_on", lose)
+        lose(monkeypatch, loses)
 
 
 class Watch:
@@ -101,10 +98,10 @@ async def test_what_the_broker_has_forgotten_is_told_as_lost(
         Loss(monkeypatch, lambda number: number <= count)
         for first in range(1, count + 1, AT_A_TIME):
             # No more at a time than queues hold: the only loss is that of this test.
-            wanted = broker._proxy.forwarded + AT_A_TIME
+            wanted = broker._proxy.events.forwarded + AT_A_TIME
             for number in range(first, first + AT_A_TIME):
                 assert publisher.publish("event", "step", number)
-            await until(lambda wanted=wanted: broker._proxy.forwarded >= wanted)
+            await until(lambda wanted=wanted: broker._proxy.events.forwarded >= wanted)
         publisher.publish_tail()
         await until(lambda: watch.values[-1] == count and bool(watch.gaps))
     (gap,) = watch.gaps

@@ -215,7 +215,7 @@ async def test_what_the_spare_has_forgotten_is_counted_exactly(two: Two) -> None
     for number in range(1, count + 1):
         assert await relay.publish("step", number)
         if number % 100 == 0:  # its socket has room for them
-            await until(lambda number=number: spare._proxy.forwarded >= number)
+            await until(lambda number=number: spare._proxy.events.forwarded >= number)
     brokers._following._grace_s = 0.0
     brokers._stirred.set()
     await gone_over(client, 1)

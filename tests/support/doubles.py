@@ -11,6 +11,7 @@ from typing import Any
 
 import zmq
 from tests.support.processes import free_ports
+from tests.support.wire_events import stamped
 
 from labmesh.protocol.codec import Codec, encode_event, encode_value
 from labmesh.protocol.messages import (
@@ -186,8 +187,8 @@ class BrokerDouble(RouterDouble):
                 )
             case Mark():
                 event = Event(publisher="broker", epoch="b1", sequence=1, time=0.0)
-                frames = [encode_event(event), encode_value(None)]
-                self._events.send_multipart([f"mark.{request.token}".encode(), *frames])
+                parts = [f"mark.{request.token}".encode(), encode_event(event), encode_value(None)]
+                self._events.send_multipart(stamped(parts))
                 yield Done(id=request.id)
             case ListLast():
                 yield LastEvents(id=request.id, events=[])

@@ -209,22 +209,22 @@ class Codec:
 
 
 def encode_event(event: Event) -> bytes:
-    """The header frame of an event."""
+    """The header of an event."""
     return _pack(event)
 
 
 def decode_event(frame: Buffer) -> Event:
-    """The header frame of an event; raises :class:`ProtocolError`."""
+    """The header of an event; raises :class:`ProtocolError`."""
     return _decoded(Event, frame)
 
 
 def encode_stamp(stamp: Stamp) -> bytes:
-    """The frame that the broker appends to an event."""
+    """What the broker puts behind an event."""
     return _pack(stamp)
 
 
 def decode_stamp(frame: Buffer) -> Stamp:
-    """The frame that the broker appended; raises :class:`ProtocolError`."""
+    """What the broker put behind an event; raises :class:`ProtocolError`."""
     return _decoded(Stamp, frame)
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Event, LastEvent
+from labmesh.protocol.replay import last_event
 
 __all__ = ["LastValues", "Seen", "Sequencer", "Tracker"]
 
@@ -227,7 +229,7 @@ class LastValues:
     Not safe for use from two threads by itself: hold a lock around each call.
 
     :param max_topics: topics remembered.
-    :param max_bytes: bytes of topics, headers and payloads remembered. Beyond either limit the
+    :param max_bytes: bytes of events remembered. Beyond either limit the
         topic that was silent for longest is forgotten.
     """
 
@@ -235,10 +237,10 @@ class LastValues:
         self._max_topics = max_topics
         self._max_bytes = max_bytes
         self._bytes = 0
-        #: topic → header, payload; the one silent for longest first
-        self._events: dict[bytes, tuple[bytes, bytes | memoryview]] = {}
+        #: topic → frame; the one silent for longest first
+        self._events: dict[bytes, Buffer] = {}
 
-    def keep(self, topic: bytes, header: bytes, payload: bytes | memoryview) -> None:
+    def keep(self, topic: bytes, frame: Buffer) -> None:
         """Remember an event in place of the earlier one; topics of other families are ignored.
 
         Of an event that is over ``max_bytes`` by itself, nothing is remembered.
@@ -248,11 +250,11 @@ class LastValues:
         events = self._events
         known = events.pop(topic, None)
         if known is not None:
-            self._bytes -= len(topic) + len(known[0]) + len(known[1])
-        size = len(topic) + len(header) + len(payload)
+            self._bytes -= len(known)
+        size = len(frame)
         if size > self._max_bytes:
             return
-        events[topic] = (header, payload)
+        events[topic] = frame
         self._bytes += size
         while len(events) > self._max_topics or self._bytes > self._max_bytes:
             self._drop(next(iter(events)))
@@ -273,11 +275,11 @@ class LastValues:
         page: list[LastEvent] = []
         room = max_bytes
         for topic in topics:
-            header, payload = self._events[topic]
-            room -= len(topic) + len(header) + len(payload)
+            frame = self._events[topic]
+            room -= len(frame)
             if page and room < 0:
                 return page, True
-            page.append(LastEvent(topic=topic.decode(), header=header, payload=bytes(payload)))
+            page.append(last_event(frame))
         return page, False
 
     def forget_node(self, node_id: str) -> None:
@@ -287,4 +289,4 @@ class LastValues:
     def _drop(self, topic: bytes) -> None:
         known = self._events.pop(topic, None)
         if known is not None:
-            self._bytes -= len(topic) + sum(map(len, known))
+            self._bytes -= len(known)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import deque
 
 from labmesh.errors import ProtocolError
-from labmesh.protocol.codec import decode_event
+from labmesh.protocol.codec import Buffer, decode_event
+from labmesh.protocol.event_frame import outline
 from labmesh.protocol.messages import LastEvent
 
-__all__ = ["MAX_EVENTS", "MAX_RING_BYTES", "Ring", "Rings"]
+__all__ = ["MAX_EVENTS", "MAX_RING_BYTES", "Ring", "Rings", "last_event"]
 
 MAX_EVENTS = 1024
 MAX_RING_BYTES = 8 * 2**20
@@ -27,22 +28,21 @@ class Ring:
 
     def __init__(self, *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_RING_BYTES) -> None:
         self._max_bytes = max_bytes
-        #: topic, header, payload, and their bytes all in all; the oldest first
-        self._events: deque[tuple[bytes, bytes, bytes | memoryview, int]] = deque()
+        #: topic and frame; the oldest first
+        self._events: deque[tuple[bytes, Buffer]] = deque()
         self._max_events = max_events
         self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._events)
 
-    def keep(self, topic: bytes, header: bytes, payload: bytes | memoryview) -> None:
-        """Remember the frames of an event; they must not change afterwards."""
+    def keep(self, topic: bytes, frame: Buffer) -> None:
+        """Remember the frame of an event; it must not change afterwards."""
         events = self._events
-        size = len(topic) + len(header) + len(payload)
-        events.append((topic, header, payload, size))
-        self._bytes += size
+        events.append((topic, frame))
+        self._bytes += len(frame)
         while len(events) > self._max_events or self._bytes > self._max_bytes:
-            self._bytes -= events.popleft()[3]
+            self._bytes -= len(events.popleft()[1])
 
     def between(
         self, topic: str, epoch: str, first: int, last: int, max_bytes: int
@@ -51,19 +51,19 @@ class Ring:
         as far as they fit: one at least. True: there are more.
         """
         wanted = topic.encode()
-        found: dict[int, tuple[bytes, bytes]] = {}
-        for name, header, payload, _ in self._events:
+        found: dict[int, Buffer] = {}
+        for name, frame in self._events:
             if name == wanted:
-                sequence = _sequence(header, epoch)
+                sequence = _sequence(frame, epoch)
                 if first <= sequence <= last:
-                    found[sequence] = (header, bytes(payload))
+                    found[sequence] = frame
         events: list[LastEvent] = []
         room = max_bytes
-        for _, (header, payload) in sorted(found.items()):
-            room -= len(topic) + len(header) + len(payload)
+        for _, frame in sorted(found.items()):
+            room -= len(frame)
             if events and room < 0:
                 return events, True
-            events.append(LastEvent(topic=topic, header=header, payload=payload))
+            events.append(last_event(frame))
         return events, False
 
 
@@ -75,10 +75,10 @@ class Rings:
         self._logs = Ring()
         self._others = Ring()
 
-    def keep(self, topic: bytes, header: bytes, payload: bytes | memoryview) -> None:
+    def keep(self, topic: bytes, frame: Buffer) -> None:
         """As :meth:`Ring.keep`."""
         if (ring := self.ring_of(topic)) is not None:
-            ring.keep(topic, header, payload)
+            ring.keep(topic, frame)
 
     def ring_of(self, topic: bytes) -> Ring | None:
         """The ring that keeps the events of a topic, always the same; None: nobody does."""
@@ -96,10 +96,19 @@ class Rings:
         return self._logs if topic.startswith(_LOG) else self._others
 
 
-def _sequence(header: bytes, epoch: str) -> int:
-    """The sequence in a header of this epoch; 0 for any other, and for what is no header."""
+def last_event(frame: Buffer) -> LastEvent:
+    """What is told of an event to those who ask for it again."""
+    topic, begin, end = outline(frame)
+    return LastEvent(
+        topic=topic.decode(), header=bytes(frame[begin:end]), payload=bytes(frame[end:])
+    )
+
+
+def _sequence(frame: Buffer, epoch: str) -> int:
+    """The sequence of an event of this epoch; 0 for any other, and for what has no header."""
     try:
-        event = decode_event(header)
+        _, begin, end = outline(frame)
+        event = decode_event(frame[begin:end])
     except ProtocolError:
         return 0
     return event.sequence if event.epoch == epoch else 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from labmesh.errors import LabmeshError, TooLarge
 from labmesh.protocol.codec import encode_event, encode_value
+from labmesh.protocol.event_frame import joined
 from labmesh.protocol.events import Sequencer
 from labmesh.protocol.topics import topic
 from labmesh.transport.event_outlet import EventOutlet
@@ -91,7 +92,7 @@ class Publisher:
         is_sent = False
         for each in self._outlets:
             if each.up:
-                frames = frames or (name.encode(), encode_event(event), payload)
+                frames = frames or (joined(name.encode(), encode_event(event), payload),)
                 is_sent |= each.send(frames)
         return is_sent
 

@@ -17,7 +17,8 @@ import zmq
 
 from labmesh.errors import AuthenticationError, LabmeshError, LinkLost, ProtocolError, TooLarge
 from labmesh.protocol.addresses import parse_connect
-from labmesh.protocol.codec import decode_event, decode_value
+from labmesh.protocol.codec import Buffer, decode_event, decode_value
+from labmesh.protocol.event_frame import parted, unsealed
 from labmesh.protocol.events import Tracker
 from labmesh.protocol.inbox import Inbox
 from labmesh.protocol.messages import Event, LastEvent
@@ -48,7 +49,7 @@ class Received:
 
     topic: str
     event: Event
-    payload: bytes | memoryview
+    payload: Buffer
     #: events of this topic that were lost before it
     missed: int = 0
     #: monotonic time when it came; None: it is a last value, and nobody knows how long it was kept
@@ -290,18 +291,19 @@ class Subscriber:
                     skip(socket)
                     self.dropped += 1
                     continue
-                if len(frames) in (3, 4):
-                    name = bytes(frames[0]).decode("utf-8", "replace")
-                    self._accept(name, frames[1], frames[2])
+                try:
+                    topic, header, payload = parted(unsealed(frames)[0])
+                except ProtocolError as exc:
+                    self._drop(exc)
                 else:
-                    self.dropped += 1
+                    self._accept(topic.decode("utf-8", "replace"), header, payload)
             self._schedule()
 
     def _accept(
         self,
         name: str,
-        header: bytes | memoryview,
-        payload: bytes | memoryview,
+        header: Buffer,
+        payload: Buffer,
         *,
         snapshot: bool = False,
     ) -> None:
@@ -315,9 +317,7 @@ class Subscriber:
                     self._take_tail(name, event, payload)
                 return
         except ProtocolError as exc:
-            self.dropped += 1
-            if self._warnings.due(time.monotonic()) is not None:
-                log.warning("%s sent an event that cannot be read: %s", self._where, exc)
+            self._drop(exc)
             return
         if seen.missed:
             lost = Lost(name, event.epoch, seen.first, event.sequence - 1, seen.missed)
@@ -327,7 +327,12 @@ class Subscriber:
             received = Received(name, event, payload, seen.missed, heard_at)
             self._inbox.put(received, key=name if event.kind == "state" else None)
 
-    def _take_tail(self, name: str, event: Event, payload: bytes | memoryview) -> None:
+    def _drop(self, exc: ProtocolError) -> None:
+        self.dropped += 1
+        if self._warnings.due(time.monotonic()) is not None:
+            log.warning("%s sent an event that cannot be read: %s", self._where, exc)
+
+    def _take_tail(self, name: str, event: Event, payload: Buffer) -> None:
         """A publisher tells the last sequence of each of its topics.
 
         :raises ProtocolError: it tells something else.

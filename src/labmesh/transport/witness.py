@@ -52,8 +52,8 @@ def address_of(frame: zmq.Frame) -> str:
         return ""
 
 
-def tell_refused(witness: Witness, topic: zmq.Frame, refused: Refused) -> None:
-    """An event is not forwarded; ``topic`` is its first frame."""
-    name = topic.bytes[:128].decode("utf-8", "replace")
-    user = str(topic.get("User-Id"))
-    witness.unheard(user, address_of(topic), name, refused.why, str(refused))
+def tell_refused(witness: Witness, event: zmq.Frame, refused: Refused) -> None:
+    """An event is not forwarded."""
+    name = bytes(event.buffer[:128]).partition(b"\0")[0].decode("utf-8", "replace")
+    user = str(event.get("User-Id"))
+    witness.unheard(user, address_of(event), name, refused.why, str(refused))

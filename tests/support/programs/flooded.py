@@ -18,6 +18,7 @@ from labmesh.transport.subscriber import Lost, Received, Subscriber
 FLOOD = """
 import sys, zmq
 from labmesh.protocol.codec import encode_event, encode_value
+from labmesh.protocol.event_frame import joined, sealed
 from labmesh.protocol.events import Sequencer
 socket = zmq.Context().socket(zmq.PUB)
 socket.sndhwm = 100_000
@@ -25,7 +26,7 @@ print(socket.bind_to_random_port("tcp://127.0.0.1"), flush=True)
 sequencer, payload = Sequencer("psu-1", "e1"), encode_value("x" * 40)
 while True:
     event = encode_event(sequencer.next("event.psu-1", 1.0, "step"))
-    socket.send_multipart([b"event.psu-1", event, payload, b"stamp"])
+    socket.send(joined(b"event.psu-1", event, payload) + sealed(b"stamp"))
 """
 
 

@@ -34,11 +34,8 @@ _REQUESTS: dict[str, list[bytes]] = {
         _FILE,
     ],
 }
-_FORGED = [
-    b"state.psu-1",
-    json.dumps({"publisher": "psu-1", "epoch": "forged", "sequence": 1, "time": 1.0}).encode(),
-    json.dumps({"forged": True}).encode(),
-]
+_HEADER = json.dumps({"publisher": "psu-1", "epoch": "forged", "sequence": 1, "time": 1.0}).encode()
+_FORGED = b"state.psu-1\0" + len(_HEADER).to_bytes(2, "big") + _HEADER + b'{"forged": true}'
 
 
 def knock(options: dict[str, Any]) -> dict[str, list[str]]:
@@ -53,7 +50,7 @@ def knock(options: dict[str, Any]) -> dict[str, list[str]]:
         until = time.monotonic() + options["seconds"]
         while (left_s := until - time.monotonic()) > 0:
             if "xsub" in sockets:
-                sockets["xsub"].send_multipart(_FORGED)
+                sockets["xsub"].send(_FORGED)
             ready = dict(poller.poll(min(100, left_s * 1000)))
             for door, socket in sockets.items():
                 if socket in ready:
@@ -81,7 +78,7 @@ def _at(context: zmq.Context[Any], door: str, options: dict[str, Any]) -> zmq.So
 def _kind(door: str, frames: list[bytes]) -> str:
     if door in _REQUESTS:
         return str(json.loads(frames[0])["type"])
-    return frames[0].decode("latin-1")
+    return frames[0].partition(b"\0")[0].decode("latin-1")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labmesh.protocol.event_frame import joined
 from labmesh.protocol.events import LastValues, Seen, Sequencer, Tracker
 from labmesh.protocol.messages import Event, LastEvent
 
@@ -351,11 +352,18 @@ def everything(memory: LastValues, prefix: str = "", max_bytes: int = 128 * 1024
     return topics
 
 
+def keep(memory: LastValues, topic: bytes, header: bytes, payload: bytes) -> int:
+    """Its bytes."""
+    frame = joined(topic, header, payload)
+    memory.keep(topic, frame)
+    return len(frame)
+
+
 def test_the_last_event_of_each_state_topic_is_kept() -> None:
     memory = LastValues()
-    memory.keep(b"state.b", b"h1", b"p1")
-    memory.keep(b"state.a", b"h2", b"p2")
-    memory.keep(b"state.b", b"h3", b"p3")
+    keep(memory, b"state.b", b"h1", b"p1")
+    keep(memory, b"state.a", b"h2", b"p2")
+    keep(memory, b"state.b", b"h3", b"p3")
     assert memory.page("", "") == (
         [
             LastEvent(topic="state.a", header=b"h2", payload=b"p2"),
@@ -368,14 +376,14 @@ def test_the_last_event_of_each_state_topic_is_kept() -> None:
 @pytest.mark.parametrize("topic", [b"event.a", b"dataset.a", b"state", b"state.\xff", b""])
 def test_other_families_and_what_is_no_topic_are_not_kept(topic: bytes) -> None:
     memory = LastValues()
-    memory.keep(topic, b"h", b"p")
+    keep(memory, topic, b"h", b"p")
     assert memory.page("", "") == ([], False)
 
 
 def test_a_page_can_be_narrowed_to_a_prefix() -> None:
     memory = LastValues()
     for topic in (b"state.Inst-1", b"state.Inst-2", b"state.psu"):
-        memory.keep(topic, b"h", b"p")
+        keep(memory, topic, b"h", b"p")
     assert everything(memory, "state.Inst-") == ["state.Inst-1", "state.Inst-2"]
     assert everything(memory, "state.none") == []
 
@@ -384,7 +392,7 @@ def test_pages_hold_at_most_so_many_bytes_and_together_everything_once() -> None
     memory = LastValues()
     topics = [f"state.{number:03}" for number in range(100)]
     for topic in topics:
-        memory.keep(topic.encode(), b"h" * 10, b"p" * 31)
+        keep(memory, topic.encode(), b"h" * 10, b"p" * 28)
     events, more = memory.page("", "", max_bytes=150)
     assert [each.topic for each in events] == topics[:3]
     assert more
@@ -394,14 +402,14 @@ def test_pages_hold_at_most_so_many_bytes_and_together_everything_once() -> None
 
 def test_the_last_page_says_that_there_are_no_more() -> None:
     memory = LastValues()
-    memory.keep(b"state.a", b"h", b"p")
-    assert memory.page("", "", max_bytes=9)[1] is False
+    keep(memory, b"state.a", b"h", b"p")
+    assert memory.page("", "", max_bytes=12)[1] is False
 
 
 def test_an_event_larger_than_a_page_is_a_page_of_its_own() -> None:
     memory = LastValues()
     for topic in (b"state.a", b"state.b", b"state.c"):
-        memory.keep(topic, b"h", b"p" * 1000)
+        keep(memory, topic, b"h", b"p" * 1000)
     events, more = memory.page("", "", max_bytes=10)
     assert [each.topic for each in events] == ["state.a"]
     assert more
@@ -411,41 +419,41 @@ def test_an_event_larger_than_a_page_is_a_page_of_its_own() -> None:
 def test_beyond_its_topics_it_forgets_the_one_silent_for_longest() -> None:
     memory = LastValues(max_topics=2)
     for topic in (b"state.a", b"state.b", b"state.a", b"state.c"):
-        memory.keep(topic, b"h", b"p")
+        keep(memory, topic, b"h", b"p")
     assert everything(memory) == ["state.a", "state.c"]
 
 
 def test_beyond_its_bytes_it_forgets_the_ones_silent_for_longest() -> None:
     memory = LastValues(max_bytes=100)
     for topic in (b"state.a", b"state.b", b"state.c"):
-        memory.keep(topic, b"h" * 10, b"p" * 13)
+        keep(memory, topic, b"h" * 10, b"p" * 13)
     assert everything(memory) == ["state.a", "state.b", "state.c"]
-    memory.keep(b"state.d", b"h" * 10, b"p" * 63)
+    keep(memory, b"state.d", b"h" * 10, b"p" * 63)
     assert everything(memory) == ["state.d"]
 
 
 def test_replaced_values_take_no_room() -> None:
     memory = LastValues(max_bytes=100)
-    memory.keep(b"state.b", b"h", b"p")
+    keep(memory, b"state.b", b"h", b"p")
     for _ in range(1000):
-        memory.keep(b"state.a", b"h" * 10, b"p" * 60)
+        keep(memory, b"state.a", b"h" * 10, b"p" * 60)
     assert everything(memory) == ["state.a", "state.b"]
 
 
 def test_an_event_beyond_all_limits_is_not_kept_nor_is_the_older_one() -> None:
     memory = LastValues(max_bytes=100)
-    memory.keep(b"state.a", b"h", b"old")
-    memory.keep(b"state.b", b"h", b"p")
-    memory.keep(b"state.a", b"h", b"p" * 100)
+    keep(memory, b"state.a", b"h", b"old")
+    keep(memory, b"state.b", b"h", b"p")
+    keep(memory, b"state.a", b"h", b"p" * 100)
     assert everything(memory) == ["state.b"]
-    memory.keep(b"state.a", b"h" * 10, b"p" * 74)
+    keep(memory, b"state.a", b"h" * 10, b"p" * 68)
     assert everything(memory) == ["state.a", "state.b"]
 
 
 def test_the_state_of_a_node_that_left_is_forgotten() -> None:
     memory = LastValues()
     for topic in (b"state.psu", b"state.psu.2", b"state.psu-1"):
-        memory.keep(topic, b"h", b"p")
+        keep(memory, topic, b"h", b"p")
     memory.forget_node("psu")
     memory.forget_node("unknown")
     assert everything(memory) == ["state.psu-1", "state.psu.2"]

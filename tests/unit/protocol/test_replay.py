@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from labmesh.protocol.codec import decode_event, encode_event
+from labmesh.protocol.codec import Buffer, decode_event, encode_event
+from labmesh.protocol.event_frame import joined
 from labmesh.protocol.messages import Event, LastEvent
 from labmesh.protocol.replay import Ring, Rings
 
@@ -17,10 +18,16 @@ def sequences(found: tuple[list[LastEvent], bool]) -> list[int]:
     return [decode_event(each.header).sequence for each in found[0]]
 
 
+def keep(ring: Ring | Rings, topic: bytes, header: bytes, payload: bytes = b"") -> Buffer:
+    frame = joined(topic, header, payload)
+    ring.keep(topic, frame)
+    return frame
+
+
 def ring_of(count: int, **limits: int) -> Ring:
     ring = Ring(**limits)
     for sequence in range(1, count + 1):
-        ring.keep(b"event.psu-1", header(sequence), b"payload-%d" % sequence)
+        keep(ring, b"event.psu-1", header(sequence), b"payload-%d" % sequence)
     return ring
 
 
@@ -37,15 +44,15 @@ def test_what_is_forgotten_is_left_out() -> None:
 
 
 def test_bytes_are_limited_too() -> None:
-    one = len(b"event.psu-1") + len(header(1)) + len(b"payload-1")
+    one = len(joined(b"event.psu-1", header(1), b"payload-1"))
     assert len(ring_of(9, max_bytes=3 * one)) == 3
 
 
 def test_another_topic_another_epoch_and_junk_are_not_mixed_in() -> None:
     ring = ring_of(2)
-    ring.keep(b"event.psu-10", header(3), b"of another")
-    ring.keep(b"event.psu-1", header(4, "e2"), b"of another life")
-    ring.keep(b"event.psu-1", b"junk", b"no header")
+    keep(ring, b"event.psu-10", header(3), b"of another")
+    keep(ring, b"event.psu-1", header(4, "e2"), b"of another life")
+    keep(ring, b"event.psu-1", b"junk", b"no header")
     assert sequences(ring.between("event.psu-1", EPOCH, 1, 9, 10_000)) == [1, 2]
 
 
@@ -58,11 +65,11 @@ def test_a_page_ends_where_it_is_full_and_has_one_event_at_least() -> None:
 
 def test_states_and_logs_do_not_push_out_what_happened() -> None:
     rings = Rings()
-    rings.keep(b"event.psu-1", header(1), memoryview(b"alarm"))
+    keep(rings, b"event.psu-1", header(1), b"alarm")
     for sequence in range(1, 2001):
-        rings.keep(b"state.psu-1", header(sequence), b"state")
-        rings.keep(b"log.psu-1", header(sequence), b"line")
-        rings.keep(b"tail.psu-1", header(sequence), b"tail")
+        keep(rings, b"state.psu-1", header(sequence), b"state")
+        keep(rings, b"log.psu-1", header(sequence), b"line")
+        keep(rings, b"tail.psu-1", header(sequence), b"tail")
     alarm, _ = rings.between("event.psu-1", EPOCH, 1, 1)
     assert [each.payload for each in alarm] == [b"alarm"]
     assert sequences(rings.between("state.psu-1", EPOCH, 1, 978)) == [977, 978]

@@ -13,7 +13,7 @@ __all__ = ["Event", "PresenceChange", "Stamp"]
 
 
 class Event(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The header frame of an event: ``[topic, header, payload]``; the payload is one value."""
+    """The header of an event (see ``protocol/event_frame.py``)."""
 
     publisher: Annotated[str, Meta(max_length=128)]
     epoch: Annotated[str, EPOCH]
@@ -27,7 +27,7 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Stamp(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The frame that the broker appends: its epoch, its time, the proved publisher (if proved)."""
+    """What the broker puts behind an event: its epoch, its time, who published (if proved)."""
 
     broker: Annotated[str, EPOCH]
     time: float
