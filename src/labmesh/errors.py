@@ -251,7 +251,7 @@ class Locked(LabmeshError, PermissionError):
 
 
 class Busy(LabmeshError):
-    """A queue or quota is full; the call was not run."""
+    """A queue or quota is full, or somebody else's call runs on; nothing was run or granted."""
 
     code = 429
     name = "busy"

@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from tests.support.wire_events import published
 from labmesh import expose
 from labmesh.cli.app import main
 from labmesh.config import load_config
-from labmesh.errors import DriverError, Forbidden, Locked
+from labmesh.errors import Busy, DriverError, Forbidden, Locked
 from labmesh.protocol.access import fingerprint
 from labmesh.protocol.audit import Entry
 from labmesh.protocol.audit_check import Checker
+from labmesh.protocol.messages import Acquire, Lease
 from labmesh.protocol.retention import Rule
 from labmesh.storage.journal_reading import check_journal, entries_of, head_beside, journal_files
 from labmesh.transport.key_pairs import new_key_pair
@@ -297,6 +298,45 @@ async def test_what_a_bank_does_by_its_rules_is_its_own_doing(
         ("bank-0", "purge", "scan-0"),
     ]
     assert_whole(path)
+
+
+class Scanner:
+    """Writes between its items."""
+
+    def scan(self, points: int) -> Iterator[int]:
+        yield from range(points)
+
+
+async def test_a_lease_that_others_had_to_be_waited_for_is_there_once_it_is_granted(
+    opened: AsyncExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMH_AUDIT_DIR", str(tmp_path / "audit"))
+    places = Places(tmp_path)
+    await opened.enter_async_context(places.broker())
+    relay = await opened.enter_async_context(places.relay("psu-1", Scanner()))
+    await ready(relay)
+    one, other = [
+        await (await opened.enter_async_context(places.client())).get_relay_agent("psu-1")
+        for _ in range(2)
+    ]
+    scan = one.stream("scan", [9], credit=1)
+    assert await anext(scan) == 0
+    with pytest.raises(Busy):
+        await other._client.request("psu-1", Acquire(id="-", note="no"), Lease, timeout=0.1)
+    acquiring = asyncio.create_task(other.acquire(note="yes"))
+    while (await one.status()).facts["lease"] is None:  # noqa: ASYNC110  (nobody announces it)
+        await asyncio.sleep(0.001)
+    assert [item async for item in scan] == list(range(1, 9))
+    await (await acquiring).release()
+    await opened.aclose()
+    found = lines_of(tmp_path / "audit" / "relay-psu-1.jsonl")[1:-1]
+    assert [(each.method, each.outcome, each.error) for each in found] == [
+        ("released", "ok", ""),
+        ("acquire", "not_run", "Busy"),
+        ("scan", "ok", ""),
+        ("acquire", "ok", ""),
+        ("released", "ok", ""),
+    ]
 
 
 # ── the how-to, in mode password ────────────────────────────────────────────────────────────────

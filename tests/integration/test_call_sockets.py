@@ -271,6 +271,7 @@ def test_signs_of_life_keep_a_call_open_and_silence_does_not(
             client.call()
         assert time.monotonic() - began > 0.25
         assert began < caught.value.sent_at < caught.value.heard_at
+        assert caught.value.state == "running"
         assert client.idle == []
 
 

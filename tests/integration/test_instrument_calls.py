@@ -212,7 +212,7 @@ def test_a_program_that_ends_in_the_middle_leaves_a_safe_instrument(
 ) -> None:
     mesh = served.connect()
     psu = mesh["Inst-0"]
-    psu.lease(note="T sweep")
+    _lease = psu.lease(note="T sweep")
     mesh.close()
     eventually(lambda: supply.is_safe, "safe_state() was called")
 

@@ -570,9 +570,12 @@ async def test_a_call_that_another_socket_has_sent_is_settled(sockets: Sockets) 
             assert link.up
 
             stale = msgspec.structs.replace(sent, epoch="e0")
-            with pytest.raises(OutcomeUnknown, match="was restarted"):
+            with pytest.raises(OutcomeUnknown, match="was restarted while ramp was on its way"):
                 await link.settle(stale, Result, deadline=deadline, sent_at=0.0)
             assert link._session.age_s(stale.id) > time.monotonic() - 1.0
+            with pytest.raises(OutcomeUnknown, match="while ramp was running") as caught:
+                await link.settle(stale, Result, deadline=deadline, state="running")
+            assert caught.value.detail["state"] == "running"
             assert len(double.requests) == 2
             assert link.standing == Standing(True, "double", "e1", link._clock.ahead_s)
         with pytest.raises(OutcomeUnknown):

@@ -19,8 +19,10 @@ from tests.support.processes import Process, program
 from tests.support.served import ServedMesh, eventually
 
 from labmesh import DirectorClientAgent, RelayClient, expose
-from labmesh.asking.holding import HeldLease, holder_name
-from labmesh.errors import Conflict, LabmeshError, Locked, NotFound
+from labmesh.asking.held_lease import HeldLease
+from labmesh.asking.holding import holder_name
+from labmesh.errors import Busy, Conflict, LabmeshError, Locked, NotFound
+from labmesh.protocol.messages import Acquire, Lease
 from labmesh.testing import LocalMesh
 
 RELAY = "Inst-0"
@@ -105,8 +107,8 @@ class Lab:
 
 
 @asynccontextmanager
-async def lab_of(**options: Any) -> AsyncIterator[Lab]:
-    supply = Supply()
+async def lab_of(supply: Supply | None = None, **options: Any) -> AsyncIterator[Lab]:
+    supply = supply or Supply()
     try:
         async with LocalMesh(banks=0, heartbeat_seconds=0.2) as mesh:
             await mesh.start_relay(RELAY, supply, **options)
@@ -131,7 +133,7 @@ async def facts(relay: RelayClient) -> Any:
 
 async def vanish(client: DirectorClientAgent, lease: HeldLease) -> None:
     """The client no longer renews, as one that crashed or was paused."""
-    client.fences._stop_renewing(lease)
+    client.fences._stop_renewing(lease._grant)
 
 
 async def blocked(lab: Lab, relay: RelayClient, who: str) -> asyncio.Task[Any]:
@@ -253,14 +255,85 @@ async def test_what_waited_before_the_grant_does_not_come_between(lab: Lab) -> N
     blocking = await blocked(lab, bob, "bob")
     waiting = [asyncio.create_task(bob.write("bob", number)) for number in range(5)]
     await until_queued(alice, 5)
-    async with alice.lease(ttl=TTL_S):
+    acquiring = asyncio.create_task(alice.acquire(TTL_S))
+    await until_fact(alice, lambda facts: facts["lease"])
+    lab.supply.go_on.set()
+    async with await acquiring:
         writing = [asyncio.create_task(alice.write("alice", number)) for number in range(5)]
-        await until_queued(alice, 10)
-        lab.supply.go_on.set()
         await asyncio.gather(blocking, *writing)
         refused = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(each) for each in refused] == [Locked] * 5
     assert lab.supply.log == [("bob", "block"), *(("alice", number) for number in range(5))]
+
+
+async def test_a_lease_is_granted_when_nobody_else_writes_any_more(lab: Lab) -> None:
+    """A scan ends before; a batch, which is one write, as a whole; who only reads goes on."""
+    alice, bob, carol = await lab.relay(), await lab.relay(), await lab.relay()
+    scan = bob.stream("scan", ["bob", 100], credit=1)
+    assert await anext(scan) == 0
+    acquiring = asyncio.create_task(alice.acquire(0.5, note="T sweep"))
+    await until_fact(alice, lambda facts: facts["lease"])
+    with pytest.raises(Locked, match="'T sweep'"):
+        await carol.write("carol", 1)
+    # Longer than it lives: its time begins with the grant.
+    await until_fact(alice, lambda facts: facts["lease"]["age_s"] > 0.6)
+    assert not acquiring.done()
+    assert await read(scan) == list(range(1, 100))
+    async with await acquiring as lease:
+        await alice.write("alice", 1)
+        assert lease.ends_at > time.monotonic()
+
+        async def two_writes() -> None:
+            async with bob.batch() as batch:
+                batch.block("bob")
+                batch.write("bob", "behind it")
+
+    batch = asyncio.create_task(two_writes())
+    await asyncio.to_thread(lab.supply.wait_for, ("bob", "block"))
+    watching = asyncio.create_task(carol.read())
+    acquiring = asyncio.create_task(alice.acquire(TTL_S))
+    await until_fact(alice, lambda facts: facts["lease"])
+    lab.supply.go_on.set()
+    async with await acquiring:
+        await alice.write("alice", 2)
+    await asyncio.gather(batch, watching)
+    assert lab.supply.log == [
+        *(("bob", point) for point in range(100)),
+        ("alice", 1),
+        *(("bob", "block"), ("bob", "behind it")),
+        ("alice", 2),
+    ]
+    assert lab.supply.safe_states == 0
+
+
+async def test_who_acquires_in_vain_learns_who_writes(lab: Lab) -> None:
+    """And afterwards others may write again; also when he went away meanwhile, or was broken."""
+    (client, alice), bob = await lab.client(), await lab.relay()
+    scan = bob.stream("scan", ["bob", 10], credit=1)
+    assert await anext(scan) == 0
+    asked_at = time.monotonic()
+    with pytest.raises(Busy) as caught:
+        await client.request(RELAY, Acquire(id="-", ttl_s=TTL_S), Lease, timeout=0.3)
+    assert time.monotonic() - asked_at < 0.4
+    assert caught.value.detail["running"] == "scan"
+    assert caught.value.detail["running_by"] == holder_name()
+    said = f"busy with scan (called by {holder_name()}), which has run for"
+    assert said in str(caught.value)
+    assert await facts(bob) is None
+
+    for _ in range(2):
+        acquiring = asyncio.create_task(alice.acquire(TTL_S))
+        await until_fact(bob, lambda facts: facts["lease"])
+        await bob.break_lease("not now")
+        with pytest.raises(Locked, match=r"was broken by .* \(not now\)"):
+            await acquiring
+    acquiring = asyncio.create_task(alice.acquire(TTL_S))
+    await until_fact(bob, lambda facts: facts["lease"])
+    acquiring.cancel()
+    assert await read(scan) == list(range(1, 10))
+    await until_fact(bob, lambda facts: facts["lease"] is None)
+    await bob.write("bob", "again")
+    assert lab.supply.safe_states == 0
 
 
 async def test_calls_under_one_lease_are_never_interleaved_with_anothers(lab: Lab) -> None:
@@ -335,11 +408,11 @@ async def test_an_expired_lease_brings_the_safe_state_before_all_that_waits(lab:
     await until_queued(bob, 1)
     expired = await lab.change("expired")
     assert (expired["fence"], expired["holder"]) == (lease.fence, holder_name())
-    async with bob.lease(ttl=TTL_S):
-        writing = asyncio.create_task(bob.write("bob", 1))
-        await until_queued(bob, 2)
-        lab.supply.go_on.set()
-        await asyncio.gather(blocking, writing)
+    acquiring = asyncio.create_task(bob.acquire(TTL_S))
+    await until_fact(bob, lambda facts: facts["lease"])
+    lab.supply.go_on.set()
+    async with await acquiring:
+        await asyncio.gather(blocking, bob.write("bob", 1))
         with pytest.raises(Locked, match=r"with fence 1 expired \(not renewed for 0.5 s\)"):
             await late
     assert lab.supply.log == [("alice", "block"), ("relay", "safe_state"), ("bob", 1)]
@@ -347,7 +420,8 @@ async def test_an_expired_lease_brings_the_safe_state_before_all_that_waits(lab:
 
 async def test_a_scan_ends_with_the_lease_of_its_reader_that_froze(lab: Lab) -> None:
     (client, alice), bob = await lab.client(), await lab.relay()
-    await vanish(client, await alice.acquire(0.5))
+    lease = await alice.acquire(0.5)
+    await vanish(client, lease)
     stream = alice.stream("scan", ["alice", 1000], credit=4)
     assert [await anext(stream) for _ in range(2)] == [0, 1]
     await lab.change("expired")
@@ -365,6 +439,72 @@ async def read(stream: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in stream]
 
 
+class Careful(Supply):
+    """Its safe state takes as long as the test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_safe = threading.Event()
+
+    def safe_state(self) -> None:
+        self.note("relay", "begins")
+        assert self.is_safe.wait(LIMIT_S)
+        super().safe_state()
+
+
+async def test_beside_the_safe_state_nobody_writes_in_another_thread_either() -> None:
+    supply = Careful()
+    async with lab_of(supply, threads=3) as lab:
+        (client, alice), bob = await lab.client(), await lab.relay()
+        lease = await alice.acquire(0.1)
+        await vanish(client, lease)
+        await asyncio.to_thread(supply.wait_for, ("relay", "begins"))
+        async with bob.lease(ttl=TTL_S):
+            writes = [asyncio.create_task(bob.write("bob", number)) for number in range(5)]
+            await until_queued(bob, 5)
+            assert await alice.read() == 1
+            supply.is_safe.set()
+            await asyncio.gather(*writes)
+            assert sorted(supply.log[2:]) == [("bob", number) for number in range(5)]
+    assert supply.log[:2] == [("relay", "begins"), ("relay", "safe_state")]
+
+
+async def test_the_safe_state_comes_behind_a_write_that_was_just_taken_up() -> None:
+    """A thread has it and is about to ask whether it may begin when the lease before it ends."""
+    supply = Careful()
+    supply.is_safe.set()
+    asked, answer = threading.Event(), threading.Event()
+    async with lab_of(supply, threads=2) as lab:
+        (client, alice), (other, bob) = await lab.client(), await lab.client()
+        desk = lab.mesh.relays[RELAY]._desk
+        check = desk.check_write
+
+        def slow(owner: Any, fence: int, now: float) -> None:
+            if threading.current_thread().name.startswith("labmesh-driver") and owner[1] == token:
+                asked.set()
+                assert answer.wait(LIMIT_S)
+            check(owner, fence, now)
+
+        token = other.session.token
+        running = [await blocked(lab, alice, each) for each in ("one", "two")]
+        moving = asyncio.create_task(bob.block("bob"))
+        await until_queued(bob, 1)
+        desk.check_write = slow
+        lease = await alice.acquire(0.3)
+        await vanish(client, lease)
+        supply.go_on.set()
+        await asyncio.to_thread(asked.wait, LIMIT_S)
+        await asyncio.gather(*running)
+        supply.go_on.clear()
+        await lab.change("expired")
+        answer.set()
+        await asyncio.to_thread(supply.wait_for, ("bob", "block"))
+        supply.go_on.set()
+        await moving
+        await asyncio.to_thread(supply.wait_for, ("relay", "safe_state"))
+    assert supply.log[2:] == [("bob", "block"), ("relay", "begins"), ("relay", "safe_state")]
+
+
 async def test_a_driver_without_a_safe_state_is_left_as_it_is() -> None:
     class Plain:
         def square(self, value: int) -> int:
@@ -373,7 +513,8 @@ async def test_a_driver_without_a_safe_state_is_left_as_it_is() -> None:
     async with LocalMesh({RELAY: Plain()}, banks=0) as mesh:
         client, other = await mesh.client(), await mesh.client()
         alice = await client.get_relay_agent(RELAY)
-        await vanish(client, await alice.acquire(0.2))
+        lease = await alice.acquire(0.2)
+        await vanish(client, lease)
         bob = await other.get_relay_agent(RELAY)
         await (await acquired(bob)).release()
         assert await bob.square(3) == 9
@@ -381,7 +522,7 @@ async def test_a_driver_without_a_safe_state_is_left_as_it_is() -> None:
 
 async def test_a_client_that_closes_while_it_holds_a_lease(lab: Lab) -> None:
     client, alice = await lab.client()
-    await alice.acquire(TTL_S, note="T sweep")
+    _lease = await alice.acquire(TTL_S, note="T sweep")
     await alice.write("alice", 1)
     await client.close()
     assert (await lab.change("abandoned"))["note"] == "T sweep"
@@ -563,16 +704,25 @@ def test_threads_of_one_script_share_its_lease() -> None:
     assert sorted(supply.log) == [("t0", 0), ("t1", 1), ("t2", 2)]
 
 
-def test_a_lease_whose_object_is_lost_is_not_lost_for_ever() -> None:
+def test_a_lease_whose_object_is_lost_is_given_back() -> None:
     """In a cell without a name for it, or by Ctrl-C at the wrong moment."""
     supply = Supply()
     with ServedMesh({RELAY: supply}, banks=0) as served:
-        psu = served.connect()[RELAY]
-        psu.lease(ttl=TTL_S)
+        psu, other = served.connect()[RELAY], served.connect()[RELAY]
+
+        def lose() -> None:
+            psu.lease(ttl=TTL_S)
+            eventually(lambda: psu.status().lease is None, "it was given back")
+
+        with pytest.warns(ResourceWarning, match=r"the lease of Inst-0 .* is given back: nobody"):
+            lose()
+        with other.lease(ttl=TTL_S):
+            other.write("other", 1)
+        lost = [psu.lease(ttl=TTL_S)]
         with pytest.raises(Locked, match=r"where its object is lost, break_lease\(\) ends it"):
             psu.lease()
         psu.break_lease()
         with psu.lease(ttl=TTL_S):
             psu.write("mine", 1)
-        psu.write("mine", 2)
-    assert supply.log == [("mine", 1), ("mine", 2)]
+        assert lost[0].lost == "this client broke it"
+    assert supply.log == [("other", 1), ("mine", 1)]

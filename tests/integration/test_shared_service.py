@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from labmesh.protocol.addresses import Address, parse_bind
 from labmesh.protocol.codec import Codec
 from labmesh.protocol.messages import Call, Done, Request, Result
 from labmesh.transport.answering import Origin
+from labmesh.transport.breaker import Intake
 from labmesh.transport.shared import SharedService
 
 LIMIT_S = 10.0
@@ -305,6 +307,7 @@ class Doorkeeper:
     """Sockets whose handshakes prove a name: that of the next one in a list."""
 
     witness = None
+    security = SimpleNamespace(guard=True)
 
     def __init__(self, *names: str) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -322,6 +325,9 @@ class Doorkeeper:
         socket.bind(address.zmq_bind)
         bound = parse_bind(socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
         return socket, Address(address.host, bound.port)
+
+    def intake(self, _: zmq.Socket[bytes]) -> Intake:
+        return Intake("relay")
 
     def close(self, socket: zmq.Socket[bytes], linger_ms: int) -> None:
         socket.close(linger_ms)

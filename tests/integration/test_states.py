@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import math
+import re
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.support.hearing import Heard
 from tests.support.lab_values import same
 from tests.support.places import Places
 
+import labmesh.serving.states
+from labmesh.blocking.status import InstrumentStatus
 from labmesh.events.reading import Reading
 from labmesh.testing import Held, LocalMesh, ScriptedInstrument
 
@@ -189,6 +192,31 @@ async def test_a_poll_that_hangs_silences_neither_its_relay_nor_its_other_states
         await heard.until(lambda items: any(each[0] == "Inst-0" for each in items[began + 1 :]))
 
 
+async def test_a_poll_that_hangs_is_shown_as_stuck_and_not_only_its_state_as_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(labmesh.serving.states, "POLL_LIMIT_S", 0.2)
+    released, hangs = threading.Event(), threading.Event()
+    driver = ScriptedInstrument(poll=lambda: Held(released, {}) if hangs.is_set() else {})
+    async with LocalMesh({"Inst-0": driver}, banks=0, state_interval=0.02) as mesh:
+        client = await mesh.client()
+        events = Heard()
+        client.on_event(events)
+        relay = await client.get_relay_agent("Inst-0")
+        await client.follow_states()
+        assert not (await relay.status()).facts["stuck"]
+        hangs.set()
+        _, _, told = await events.one(lambda each: each[:2] == ("Inst-0", "stuck"))
+        assert told["method"] == "poll"
+        status = InstrumentStatus.of("Inst-0", client.health("Inst-0"), await relay.status(), None)
+        assert (status.busy_with, status.busy_by, status.stuck) == ("poll", "", True)
+        assert re.search(r"driver      STUCK in poll for 0\.\d+ s, 0 queued; if", repr(status))
+        released.set()
+        async with asyncio.timeout(10):
+            while (await relay.status()).facts["stuck"]:
+                continue
+
+
 # ── the schedule ────────────────────────────────────────────────────────────────────────────────
 
 
@@ -196,10 +224,14 @@ async def test_the_interval_is_kept_without_drift() -> None:
     interval_s, wanted = 0.05, 30
     driver = counting()
     async with LocalMesh({"Inst-0": driver}, banks=0, state_interval=interval_s) as mesh:
-        await mesh.client()
-        # The first ones are not on schedule: one at the start, one when the broker takes events.
-        await asyncio.to_thread(driver.calls.wait_for, wanted + 3)
-        times = [each.time for each in driver.calls[3 : wanted + 3]]
+        heard = Heard()
+        (await mesh.client()).on_state(heard)
+        # Not on schedule are one at the start, and one when the broker takes events: until it does
+        # nothing is heard.
+        await heard.count(1)
+        first = len(driver.calls) + 1
+        await asyncio.to_thread(driver.calls.wait_for, first + wanted)
+        times = [each.time for each in driver.calls[first : first + wanted]]
     steps = [(each - times[0]) / interval_s for each in times]
     errors_s = [interval_s * (each - round(each)) for each in steps]
     mean_error_s = sum(map(abs, errors_s)) / len(errors_s)

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from labmesh.asking.holding import Fences, HeldLease, holder_name
+from labmesh.asking.held_lease import HeldLease
+from labmesh.asking.holding import Fences, holder_name
 from labmesh.errors import (
     Conflict,
     LabmeshError,
@@ -321,6 +322,44 @@ async def test_a_lease_that_nobody_waits_for_any_more_is_given_back(relay: Relay
     relay.open.set()
     await eventually(lambda: relay.reasons == ["released"])
     assert relay.fences.of(RELAY) == 0
+
+
+async def test_a_lease_that_nobody_refers_to_any_more_is_given_back(
+    relay: RelayBehind, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = r"the lease of Inst-0 \(fence 1, note 'T sweep'\) is given back: nobody refers to it"
+
+    async def lose() -> None:
+        lease = await relay.acquire(note="T sweep")
+        assert relay.reasons == []
+        del lease
+        await eventually(lambda: relay.reasons)
+
+    with pytest.warns(ResourceWarning, match=text):
+        await lose()
+    assert relay.reasons == ["released"]
+    assert re.search(text, caplog.text)
+    assert relay.fences.of(RELAY) == 0
+    lease = await relay.acquire()
+    await lease.release()
+    del lease
+    lease = await relay.acquire(SHORT_S)
+    relay.leases.break_lease(0, 0.0, by="bob", reason="mine")
+    await relay.until_lost(lease)
+    assert relay.fences.of(RELAY) == 3
+    # Of one that is over nobody has to be told: warnings are errors here.
+    del lease
+    await eventually(lambda: relay.fences.of(RELAY) == 0)
+    assert relay.reasons == ["released", "released"]
+
+
+def test_a_lease_that_outlives_its_loop_ends_in_silence() -> None:
+    relay = RelayBehind()
+    with asyncio.Runner() as runner:
+        lease = runner.run(relay.acquire())
+    assert lease.lost == ""
+    del lease
+    assert relay.reasons == []
 
 
 async def test_a_refusal_that_nobody_waits_for_any_more_is_nothing(relay: RelayBehind) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Coroutine
 from typing import Any, ClassVar, Self, TypeVar
 
 from labmesh.asking.calling import Calls
-from labmesh.asking.holding import Fences
+from labmesh.asking.holding import Fences, holder_name
 from labmesh.asking.links import REQUEST_S, NodeLinks
 from labmesh.content import Content, Sink
 from labmesh.errors import AuthenticationError, LinkLost, NotSent, Stopping
 from labmesh.events.brokers_followed import BrokersFollowed
 from labmesh.events.feed import EventFeed
 from labmesh.node import Node
+from labmesh.protocol.caller import CallProgress
 from labmesh.protocol.messages import (
     Access,
     Batch,
@@ -80,7 +81,7 @@ class ClientNode(Node):
         self.call_limit = call_limit_s
         self.fences = Fences(self)
         #: who this client is to relays, over whatever connection
-        self.session = CallSession()
+        self.session = CallSession(holder_name())
         self._loop: asyncio.AbstractEventLoop | None = None
         self._directory: BrokerLink | None = None
         self._feed: EventFeed | None = None
@@ -291,7 +292,10 @@ class ClientNode(Node):
         access: Access = "call",
     ) -> Coroutine[Any, Any, Any]:
         """Call a method of a relay's driver; on any loop."""
-        return self._calling.call(
+        calls = self._calls
+        if calls is None:
+            raise _not_connected()
+        return calls.call(
             relay_id,
             method,
             args,
@@ -326,6 +330,7 @@ class ClientNode(Node):
         deadline: float,
         sent_at: float | None = None,
         heard_at: float | None = None,
+        state: CallProgress = "",
     ) -> Result | BatchResult:
         """Find out how a call ends that another socket of this client sent; on the loop that
         connected.
@@ -341,10 +346,11 @@ class ClientNode(Node):
         :param deadline: the same deadline in our monotonic clock; ``math.inf``: none.
         :param sent_at: when it was sent, in our monotonic clock; :meth:`RelayClient.call_status`
             needs it to tell a call that never arrived from one that was forgotten.
-        :param heard_at: its last sign of life over that socket, in our monotonic clock.
+        :param heard_at: its last sign of life over that socket, in our monotonic clock, and
+        :param state: what that said.
         """
         return await self._calling.settle(
-            relay_id, request, deadline=deadline, sent_at=sent_at, heard_at=heard_at
+            relay_id, request, deadline=deadline, sent_at=sent_at, heard_at=heard_at, state=state
         )
 
     def link_to(self, relay_id: str) -> Link | None:

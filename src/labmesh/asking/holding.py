@@ -8,9 +8,11 @@ import logging
 import os
 import socket
 import time
+import warnings
 from collections.abc import Coroutine
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from labmesh.asking.held_lease import Grant, HeldLease
 from labmesh.errors import LabmeshError, LinkLost, Locked, NotSent, Stopping
 from labmesh.node import seconds
 from labmesh.protocol.leases import MAX_TTL_S, held_already
@@ -25,7 +27,7 @@ from labmesh.protocol.messages import (
     Request,
 )
 
-__all__ = ["Fences", "HeldLease", "holder_name"]
+__all__ = ["Fences", "holder_name"]
 
 log = logging.getLogger(__name__)
 
@@ -63,56 +65,6 @@ class Client(Protocol):
         """One request to a node."""
 
 
-class HeldLease:
-    """A lease of a relay: while it is held, nobody but this client may write.
-
-    It is the client's, and so covers every call that this client sends to the relay, from whatever
-    task or thread. The client renews it on its own loop three times within its time to live, until
-    :meth:`release`, or until the client is closed or ends. As an async context manager it is
-    released at the end of the block.
-
-    When it cannot be renewed (the relay says that it is over, was restarted, or could not be
-    reached in time) :attr:`lost` says so, and a warning is logged; what is written from then on is
-    refused with :class:`~labmesh.errors.Locked`, until it is released or acquired anew.
-    """
-
-    def __init__(self, fences: Fences, relay_id: str, granted: Lease, ends_at: float) -> None:
-        self._fences = fences
-        self.relay_id = relay_id
-        #: it grows with each grant of the relay; each write carries it
-        self.fence = granted.fence
-        self.ttl_s = granted.ttl_s
-        self.note = granted.note
-        #: why it is no longer held, although nobody released it; empty: it is held
-        self.lost = ""
-        #: it was released here
-        self.released = False
-        #: the relay holds it at least until then (our monotonic clock)
-        self.ends_at = ends_at
-        #: for :meth:`wait_ended`
-        self.over = asyncio.Event()
-
-    async def release(self) -> None:
-        """End it. One that was lost or released before: nothing happens."""
-        await self._fences.client.at_home(self._fences.release(self))
-
-    async def wait_ended(self) -> str:
-        """Wait until it is lost, and why; or until it is released: an empty text."""
-        await self._fences.client.at_home(self.over.wait())
-        return self.lost
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.release()
-
-    def __repr__(self) -> str:
-        state = "released" if self.released else (self.lost and f"LOST: {self.lost}") or "held"
-        note = self.note and f", note {self.note!r}"
-        return f"<lease of {self.relay_id}, fence {self.fence}{note}: {state}>"
-
-
 class Fences:
     """The leases of one client, at most one of each relay.
 
@@ -121,9 +73,9 @@ class Fences:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self._held: dict[str, HeldLease] = {}
+        self._held: dict[str, Grant] = {}
         self._acquiring: set[str] = set()
-        self._renewing: dict[HeldLease, asyncio.Task[None]] = {}
+        self._renewing: dict[Grant, asyncio.Task[None]] = {}
         self._asking: set[asyncio.Task[Any]] = set()
         self._closing = False
 
@@ -139,11 +91,12 @@ class Fences:
         """Have this client be the only one that may write. Who is cancelled in it gives it back.
 
         :raises Locked: somebody holds it; the detail says who, since when, and why.
+        :raises Busy: a call of another client that may write runs on; the detail says which.
         """
         request = _acquisition(ttl_s, note)
         task = self._ask(self._acquire(relay_id, request), f"acquire {relay_id}")
         try:
-            return await asyncio.shield(task)
+            return HeldLease(await asyncio.shield(task), self)
         except asyncio.CancelledError:
             caller = asyncio.current_task()
             if caller is None or not caller.cancelling():
@@ -151,9 +104,27 @@ class Fences:
             task.add_done_callback(self._give_back)
             raise
 
-    async def release(self, lease: HeldLease) -> None:
+    async def at_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run on the client's loop."""
+        return await self.client.at_home(work)
+
+    async def release(self, lease: Grant) -> None:
         """End a lease; from here on calls do not carry its fence. Twice is fine."""
         await asyncio.shield(self._ask(self._release(lease), f"release {lease.relay_id}"))
+
+    def object_lost(self, lease: Grant) -> None:
+        """Nobody can release it any more: it is given back, where it is still held."""
+        if lease.released or self._held.get(lease.relay_id) is not lease:
+            return
+        self._ask(self._release(lease), f"give back {lease.relay_id}")
+        if not lease.lost:
+            text = (
+                f"the lease of {lease.relay_id} (fence {lease.fence}, note {lease.note!r}) is "
+                "given back: nobody refers to it any more; keep what acquired it returned, or use "
+                "it in a 'with' statement"
+            )
+            log.warning("%s: %s", self.client.node_id, text)
+            warnings.warn(text, ResourceWarning, stacklevel=1)
 
     async def break_lease(self, relay_id: str, *, fence: int, reason: str) -> None:
         """End the lease of whoever holds it, also of this client.
@@ -189,7 +160,7 @@ class Fences:
 
     # ── begin and end ───────────────────────────────────────────────────────────────────────────
 
-    async def _acquire(self, relay_id: str, request: Acquire) -> HeldLease:
+    async def _acquire(self, relay_id: str, request: Acquire) -> Grant:
         held = self._held.get(relay_id)
         if held is not None and not held.lost:
             await self._look_again(held)
@@ -202,7 +173,8 @@ class Fences:
         before = self._held.get(relay_id)
         if before is not None:
             self._forget(before)
-        lease = HeldLease(self, relay_id, granted, asked_at + granted.ttl_s)
+        # It has waited there until others had ended what they wrote.
+        lease = Grant(relay_id, granted, asked_at + granted.age_s + granted.ttl_s)
         self._held[relay_id] = lease
         if self._closing:
             await self._release(lease)
@@ -210,7 +182,7 @@ class Fences:
         self._renewing[lease] = self._task(self._renew(lease), f"lease of {relay_id}")
         return lease
 
-    async def _look_again(self, lease: HeldLease) -> None:
+    async def _look_again(self, lease: Grant) -> None:
         """Whoever was refused because it is over wants another one, before the next renewal."""
         try:
             await self.client.request(
@@ -256,12 +228,12 @@ class Fences:
             else:
                 return granted, asked_at
 
-    def _give_back(self, acquired: asyncio.Task[HeldLease]) -> None:
+    def _give_back(self, acquired: asyncio.Task[Grant]) -> None:
         """Nobody waits for this lease any more."""
         if not acquired.cancelled() and acquired.exception() is None and not self._closing:
             self._ask(self._release(acquired.result()), "give back a lease")
 
-    async def _release(self, lease: HeldLease, *, abandoned: bool = False) -> None:
+    async def _release(self, lease: Grant, *, abandoned: bool = False) -> None:
         self._forget(lease)
         if lease.lost or lease.released:
             return
@@ -288,19 +260,19 @@ class Fences:
         release = Release(id="-", fence=fence, abandoned=abandoned)
         await self.client.request(relay_id, release, Done, timeout=max(_LEAST_S, timeout))
 
-    def _forget(self, lease: HeldLease) -> None:
+    def _forget(self, lease: Grant) -> None:
         if self._held.get(lease.relay_id) is lease:
             del self._held[lease.relay_id]
         self._stop_renewing(lease)
 
-    def _stop_renewing(self, lease: HeldLease) -> None:
+    def _stop_renewing(self, lease: Grant) -> None:
         renewing = self._renewing.pop(lease, None)
         if renewing is not None:
             renewing.cancel()
 
     # ── meanwhile ───────────────────────────────────────────────────────────────────────────────
 
-    async def _renew(self, lease: HeldLease) -> None:
+    async def _renew(self, lease: Grant) -> None:
         """Renew it for as long as that works; then say why not."""
         relay_id, third_s = lease.relay_id, lease.ttl_s / 3
         request = Renew(id="-", fence=lease.fence)
@@ -325,7 +297,7 @@ class Fences:
                 lease.ends_at = asked_at + lease.ttl_s
                 pause_s = max(0.0, asked_at + third_s - time.monotonic())
 
-    def _lose(self, lease: HeldLease, why: str) -> None:
+    def _lose(self, lease: Grant, why: str) -> None:
         lease.lost = why
         lease.over.set()
         log.warning(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from labmesh.asking.turns import Turns
 from labmesh.errors import AuthenticationError, Busy, LabmeshError, NotFound, NotSent, Stopping
 from labmesh.protocol.messages import Fetch, ListNodes, NodeList, NodeRecord, Reply, Request
 from labmesh.protocol.roster import Roster
@@ -59,8 +60,9 @@ class NodeLinks:
         self._spawn = spawn
         self._session = session
         self._links: dict[str, Link] = {}
-        #: those of them over which calls go, by node id
+        #: those of them over which calls go at once, by node id: no call waits to be sent
         self.to_relays: dict[str, Link] = {}
+        self._turns = Turns(self._none_waits)
         self._seen: dict[str, NodeRecord] = {}
         self._gates: dict[tuple[str, bool], asyncio.Semaphore] = {}
         self._looking_up: asyncio.Task[None] | None = None
@@ -195,7 +197,7 @@ class NodeLinks:
         """
         reach_until = min(deadline, time.monotonic() + _REACH_S)
         while True:
-            link = await self._linked(node_id, endpoint, reach_until)
+            link = await self._linked_in_turn(node_id, endpoint, reach_until)
             left_s = max(0.0, deadline - time.monotonic())
             try:
                 return await ask(link, left_s)
@@ -203,6 +205,29 @@ class NodeLinks:
                 # The link broke unnoticed, or was replaced: there is time for another one.
                 if link.up or time.monotonic() >= reach_until:
                     raise
+
+    async def _linked_in_turn(self, node_id: str, endpoint: str, deadline: float) -> Link:
+        """A link that is up. Those that wait for one to a relay get it in the order of coming."""
+        link = self.get(node_id, endpoint)
+        is_up = link is not None and link.up
+        if endpoint != "rpc" or (is_up and not self._turns.wait_for(node_id)):
+            return await self._linked(node_id, endpoint, deadline)
+        # Until they have gone nobody finds another way.
+        self.to_relays.pop(node_id, None)
+        before, own = self._turns.come(node_id)
+        try:
+            link = await self._linked(node_id, endpoint, deadline)
+            if before is not None and not before.done():
+                # One that waits for a directory that does not answer holds up nobody for long.
+                await asyncio.wait([before], timeout=_LOOK_AGAIN_S)
+            return link
+        finally:
+            self._turns.go(node_id, before, own)
+
+    def _none_waits(self, node_id: str) -> None:
+        link = self.get(node_id)
+        if link is not None:
+            self.to_relays[node_id] = link
 
     async def _linked(self, node_id: str, endpoint: str, deadline: float) -> Link:
         """A link that is up. A node that comes back elsewhere meanwhile is found there."""
@@ -253,10 +278,9 @@ class NodeLinks:
                 where=f"{record.kind} {node_id}",
                 target=record.node_id,
                 session=self._session,
+                caller=self._session.caller if endpoint == "rpc" else "",
             )
             self._links[key] = link
-            if endpoint == "rpc":
-                self.to_relays[node_id] = link
         return link
 
     async def learn(self, record: NodeRecord | None) -> None:

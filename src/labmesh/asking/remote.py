@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from labmesh.asking.batching import AsyncBatch
 from labmesh.asking.call_status import CallStatus
-from labmesh.asking.holding import Client, Fences, HeldLease
+from labmesh.asking.held_lease import HeldLease
+from labmesh.asking.holding import Client, Fences
 from labmesh.asking.streaming import AsyncStream
 from labmesh.errors import LabmeshError, OutcomeUnknown
 from labmesh.instruments.exposure import call_arguments
@@ -245,10 +246,15 @@ class RelayClient:
 
         Reading stays free for all. It is renewed in the background, however long it is held.
 
+        When this returns nobody else writes any more. A call of another client that is running is
+        waited for, up to 5 s; those that still wait for their turn are refused.
+
         :param ttl: seconds after which a client that vanished no longer holds it; the driver's
             ``safe_state()``, if it has one, is called then.
         :param note: why, for who finds it locked.
         :raises Locked: somebody holds it; the detail says who, since when, and why.
+        :raises Busy: a call of another client runs on, and may write; the text says which, since
+            when, and whose it is. Nothing was granted.
         """
         fences = self._client.fences
         return await self._client.at_home(fences.acquire(self.relay_id, ttl_s=ttl, note=note))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from labmesh.asking.holding import HeldLease
+from labmesh.asking.held_lease import HeldLease
 from labmesh.asking.remote import RelayClient
 from labmesh.blocking.session import Session
 
@@ -17,7 +17,7 @@ class Lease:
     It covers every call of this mesh to the instrument, from whatever thread, and is renewed in the
     background until :meth:`release`, or until the mesh is closed or the program ends. Use it in a
     ``with`` statement, which releases it at its end, or keep it over several cells of a notebook
-    and release it in the last.
+    (in a variable: one that nobody refers to is given back) and release it in the last.
     """
 
     __slots__ = ("_held", "_session")
@@ -66,5 +66,6 @@ def hold(session: Session, relay: RelayClient, ttl: float, note: str) -> Lease:
     """Acquire the lease of a relay: see :meth:`RelayClient.acquire`.
 
     :raises Locked: somebody holds it; the detail says who, since when, and why.
+    :raises Busy: somebody else's call runs on, and may write; the text says which, and whose.
     """
     return Lease(session, session.run(relay.acquire(ttl, note)))

@@ -20,6 +20,12 @@ def unknown(driver: Driver, relay_id: str, name: str) -> UnknownMethod:
             f"{name!r} of {driver.name} ({relay_id}) is a part with values of its own: read them "
             f"as get({of_channel!r}), set them as set({of_channel!r}, ...)"
         )
+    of_channel = next((each for each in driver.methods if each.startswith(f"{name}.")), None)
+    if of_channel is not None:
+        return UnknownMethod(
+            f"{name!r} of {driver.name} ({relay_id}) is a part with methods of its own: call them "
+            f"as call({of_channel!r}, ...)"
+        )
     near = did_you_mean(name, driver.names)
     text = (
         f"{driver.name} ({relay_id}) has no method or value {name!r}{f'; {near}' if near else '.'} "

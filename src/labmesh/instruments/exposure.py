@@ -27,6 +27,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from labmesh.errors import BadArguments, ConfigError, UnknownMethod
+from labmesh.instruments.channel_methods import channel_methods
 from labmesh.instruments.members import (
     NAME_CHARS,
     guarded,
@@ -109,7 +110,8 @@ class MethodTable:
         characters long: functions, static, class, partial and coroutine methods, callable objects.
         Properties are exposed as values. Not exposed are nested classes, what is marked with
         :func:`~labmesh.hidden`, and whatever only the instance has, apart from parameters as QCoDeS
-        has them (see :mod:`~labmesh.instruments.qcodes_like`).
+        has them (see :mod:`~labmesh.instruments.qcodes_like`), and channels (see
+        :mod:`~labmesh.instruments.channel_methods`).
 
         :param read_only: names of methods that change nothing, or patterns such as ``get_*``.
         :raises ConfigError: it is a class, function, module or plain value, not a driver object; or
@@ -118,7 +120,7 @@ class MethodTable:
         kind = type(driver)
         _refuse_what_is_no_driver(driver, kind)
         values = values_of(driver)
-        methods: dict[str, Method] = {}
+        methods = channel_methods(driver)
         for name, raw in members(kind).items():
             if is_public(name) and is_method(raw):
                 read = partial(read_method, name, raw, driver, kind)

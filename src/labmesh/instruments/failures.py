@@ -24,6 +24,7 @@ _CALLING_MODULES = (
     "labmesh.serving.served",
     "labmesh.instruments.worker",
     "labmesh.instruments.jobs",
+    "labmesh.instruments.async_items",
     "labmesh.instruments.thread_runner",
     "labmesh.instruments.exposure",
     "asyncio.",

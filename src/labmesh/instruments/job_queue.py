@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 
 from labmesh.errors import Busy
 from labmesh.instruments.jobs import Job
@@ -22,6 +22,8 @@ class JobQueue:
         #: the calls that wait
         self.calls: OrderedDict[Job, None] = OrderedDict()
         self._urgent: deque[Job] = deque()
+        #: the first of them runs, and is to be alone
+        self._is_alone = False
         self._poll: Job | None = None
         self._poll_waits = False
         self._poll_is_due = False
@@ -64,20 +66,51 @@ class JobQueue:
     def pop(self) -> Job | None:
         """What goes next: urgent jobs, a poll that is due, calls, a poll."""
         if self._urgent:
-            return self._urgent.popleft()
+            # One that is to be alone stays there until its end: calls pay for this question only.
+            return self._pop_urgent()
         if self._poll_waits and (self._poll_is_due or not self.calls):
             self._poll_waits = False
             return self._poll
         return self.calls.popitem(last=False)[0] if self.calls else None
 
+    def pop_following(self, methods: Container[str]) -> Job | None:
+        """The next call, if nothing goes ahead of it and it is of one of these methods."""
+        if not self.calls or self._urgent or (self._poll_waits and self._poll_is_due):
+            return None
+        job = next(iter(self.calls))
+        if job.call.method not in methods:
+            return None
+        del self.calls[job]
+        return job
+
     def pop_harmless(self) -> Job | None:
         """What may go in the middle of a long call: urgent jobs, which cannot wait for its end,
         the poll, and calls that change nothing."""
         if self._urgent:
-            return self._urgent.popleft()
+            return self._pop_urgent()
         if self._poll_waits:
             self._poll_waits = False
             return self._poll
+        return self._pop_reading()
+
+    def _pop_urgent(self) -> Job | None:
+        if self._is_alone:
+            return self._pop_reading()
+        if not self._urgent[0].alone:
+            return self._urgent.popleft()
+        self._is_alone = True
+        return self._urgent[0]
+
+    def was_alone(self, job: Job) -> bool:
+        """Whether others waited for the end of this job, which has come."""
+        if not self._is_alone or job is not self._urgent[0]:
+            return False
+        self._urgent.popleft()
+        self._is_alone = False
+        return True
+
+    def _pop_reading(self) -> Job | None:
+        """A call that changes nothing."""
         held_up: set[Hashable] = set()
         for job in self.calls:
             call, client = job.call, job.client
@@ -91,11 +124,12 @@ class JobQueue:
 
     def clear(self) -> list[Job]:
         """Take out all that waits."""
+        running = [self._urgent.popleft()] if self._is_alone else []
         waiting = [*self._urgent, *self.calls]
         if self._poll is not None and self._poll_waits:
             waiting.append(self._poll)
         self.calls.clear()
-        self._urgent.clear()
+        self._urgent = deque(running)
         self._poll_waits = False
         return waiting
 
@@ -109,10 +143,10 @@ def busy(name: str, waiting: int, running: RunningCall | None, now: float) -> Bu
     text = f"{name} is busy: {waiting} calls wait, the limit"
     if running is None:
         return Busy(f"{text}; try again later", queued=waiting)
-    running_s = round(now - running.since, 3)
     return Busy(
-        f"{text}, behind {running.method}, which has run for {running_s:.1f} s; try again later",
+        f"{text}, behind {running.told(now)}; try again later",
         queued=waiting,
         running=running.method,
-        running_s=running_s,
+        running_s=round(now - running.since, 3),
+        running_by=running.job.caller,
     )

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from labmesh.errors import LabmeshError
+from labmesh.instruments.async_items import AsyncItems, Underway
 from labmesh.instruments.cooperation import CancelFlag
 from labmesh.instruments.exposure import BoundCall
 from labmesh.instruments.failures import driver_failure
@@ -37,6 +38,9 @@ class Runner(Protocol):
     def settle(self, value: Any, job: Job) -> Any:
         """The value; of an awaitable, what it gives on the thread's own event loop."""
 
+    def run(self, begin: Callable[[asyncio.AbstractEventLoop], Underway], job: Job) -> None:
+        """Run the thread's own event loop until what this has begun is so far."""
+
     def pause(self) -> None:
         """Between two steps of a long job: what must not wait for its end is done here."""
 
@@ -52,6 +56,9 @@ class Job(CancelFlag):
 
     #: :meth:`done` is called on the worker's loop; False: in the thread, right behind the call
     on_loop = True
+    #: where it is urgent: while it waits and runs no other thread begins with what may write; only
+    #: for jobs whose :meth:`done` is called on the loop
+    alone = False
 
     __slots__ = ("_end_coroutine", "call", "told_stuck", "why")
 
@@ -74,6 +81,11 @@ class Job(CancelFlag):
     def client(self) -> Hashable:
         """Whose it is: its calls keep their order."""
         return None
+
+    @property
+    def caller(self) -> str:
+        """Who called it, for people; empty: nobody did, or nobody knows."""
+        return ""
 
     def refusal(self, now: float) -> LabmeshError | None:
         """Why it must not begin; asked in the thread, right before it would. None: it may."""
@@ -222,17 +234,21 @@ class StreamJob(Job):
         finally:
             items.close()
 
-    def _drain_async(self, items: AsyncGenerator[Any, Any], runner: Runner) -> None:
+    def _drain_async(self, generator: AsyncGenerator[Any, Any], runner: Runner) -> None:
+        items = AsyncItems(generator)
         try:
-            while True:
-                try:
-                    item = runner.settle(anext(items), self)
-                except StopAsyncIteration:
-                    return
+            while self._goes_on(items, runner):
+                item, items.item = items.item, None
                 self.put(item, runner)
+                del item
         finally:
             # The flag is for the items; the generator's own clean-up must run to its end.
-            runner.settle(items.aclose(), _Quiet(self.call))
+            runner.run(items.end, _Quiet(self.call))
+            items.is_there()
+
+    def _goes_on(self, items: AsyncItems, runner: Runner) -> bool:
+        runner.run(items.go_on, self)
+        return items.is_there()
 
 
 class _Quiet(Job):

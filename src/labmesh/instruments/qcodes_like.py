@@ -27,7 +27,7 @@ from labmesh.instruments.members import (
 )
 from labmesh.protocol.messages import ValueInfo, ValueLimits
 
-__all__ = ["HeldParameter", "is_of_the_framework", "parameters_of"]
+__all__ = ["HeldParameter", "is_of_the_framework", "modules_of", "parameters_of"]
 
 #: QCoDeS' way to say that there is no bound.
 _UNBOUNDED = 1e18
@@ -56,6 +56,11 @@ def parameters_of(driver: object) -> dict[str, HeldParameter]:
                 if held is not None:
                     found[path] = held
     return found
+
+
+def modules_of(driver: object) -> Iterator[tuple[str, object]]:
+    """The submodules and channels of an instrument: (``ch01.``, it), those within them included."""
+    return ((prefix, module) for prefix, module in _modules(driver, "", set()) if prefix)
 
 
 def is_of_the_framework(name: str, kind: type) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from labmesh.errors import InternalError
+from labmesh.instruments.async_items import Underway
 from labmesh.instruments.cooperation import set_current
 from labmesh.instruments.failures import driver_failure, unsendable_result
 from labmesh.instruments.jobs import Job, Outcome
@@ -20,7 +21,7 @@ __all__ = ["QUICK_S", "QuickMethods", "RunningCall", "ThreadRunner", "name_the_s
 log = logging.getLogger(__name__)
 
 #: A method whose last call was quicker lets the results before it wait to be sent with its own.
-QUICK_S = 0.0002
+QUICK_S = 0.0001
 _REMEMBERED = 1000
 
 
@@ -31,6 +32,12 @@ class RunningCall(Struct, frozen=True, gc=False):
     #: the worker's clock (monotonic seconds) when it began
     since: float
     job: Job
+
+    def told(self, now: float) -> str:
+        """What, for how long, and by whom: for those who wait for its end."""
+        by = self.job.caller
+        whose = f" (called by {by})" if by else ""
+        return f"{self.method}{whose}, which has run for {now - self.since:.1f} s"
 
 
 class QuickMethods:
@@ -114,6 +121,16 @@ class ThreadRunner:
             raise exc
         finally:
             del exc  # or this frame and the traceback keep each other, and the driver's locals
+
+    def run(self, begin: Callable[[asyncio.AbstractEventLoop], Underway], job: Job) -> None:
+        """Run the thread's own event loop until what ``begin`` has begun is so far."""
+        loop = self._coroutines.get_loop()
+        task, done = begin(loop)
+        job.in_coroutine(loop, task)
+        try:
+            loop.run_until_complete(done)
+        finally:
+            job.in_coroutine(loop, None)
 
     def pause(self) -> None:
         """Between two items: state and readers must not wait for the end of a long scan."""

@@ -104,8 +104,7 @@ class DriverWorker:
     @property
     def running(self) -> RunningCall | None:
         """The call that has run longest, or None. Can be read in any thread at any time."""
-        calls = self.running_calls
-        return min(calls, key=lambda call: call.since) if calls else None
+        return min(self.running_calls, key=lambda call: call.since, default=None)
 
     @property
     def running_calls(self) -> list[RunningCall]:
@@ -158,7 +157,8 @@ class DriverWorker:
         :raises Stopping: the worker is closing.
         """
         with self.lock:
-            self._refuse_if_stopping()
+            if self._stopping:
+                raise self._shutting_down()
             self._queue.push_urgent(job)
             self._wake_one()
 
@@ -172,7 +172,8 @@ class DriverWorker:
         :raises Stopping: the worker is closing.
         """
         with self.lock:
-            self._refuse_if_stopping()
+            if self._stopping:
+                raise self._shutting_down()
             if not self._queue.push_poll(job):
                 return False
             self._wake_one()
@@ -185,8 +186,7 @@ class DriverWorker:
 
     def look_at_source(self) -> None:
         """Take what has arrived while all threads are busy. Hold the lock."""
-        now = self._clock()
-        if not self._is_listening and now - self._emptied_at > READ_S:
+        if not self._is_listening and (now := self._clock()) - self._emptied_at > READ_S:
             self._read(now)
 
     async def close(self, timeout_s: float = 5.0) -> bool:
@@ -232,8 +232,9 @@ class DriverWorker:
         set_uploader(self.uploader)
         set_publisher(self.publisher)
         try:
-            while (running := self._next(slot, awake)) is not None:
-                self._run(running, slot, runner)
+            following: RunningCall | None = None
+            while (running := following or self._next(slot, awake)) is not None:
+                following = self._run(running, slot, runner)
                 del running  # a thread that sleeps keeps no result alive
         finally:
             runner.close()
@@ -245,26 +246,41 @@ class DriverWorker:
         slot: int,
         runner: ThreadRunner,
         long: RunningCall | None = None,
-    ) -> None:
-        """Run a job to its end; ``long``: in the middle of that one."""
+    ) -> RunningCall | None:
+        """Run a job to its end (``long``: in the middle of that one); returns what follows it."""
         job, since = running.job, running.since
         outcome = runner.perform(job, since)
         if job.on_loop:
             self._running[slot] = long
+            with self.lock:
+                if self._queue.was_alone(job):
+                    self._wake_all()
             self._report(job, outcome)
-            return
-        is_quick = self._clock() - since < QUICK_S
+            return None
+        is_quick = (now := self._clock()) - since < QUICK_S
         try:
             with self.lock:
                 self._running[slot] = long
                 job.done(outcome)
                 if is_quick is not (running.method in self._quick.names):
                     self._quick.note(running.method, is_quick)
+                if not (long or self._sleepers) and now - self._emptied_at <= READ_S:
+                    # As in _next, which would have to ask for the lock again.
+                    following = self._queue.pop_following(self._quick.names)
+                    if following is not None:
+                        return self._begin(slot, following)
                 if (long or not self._queue.calls) and self._source is not None:
                     self._source.flush()
         except Exception:
             # A fault of the relay's; the thread must live for the calls behind this one.
             log.exception("%s: the result of %s was lost", self.name, job.method)
+        return None
+
+    def _begin(self, slot: int, job: Job) -> RunningCall:
+        if self._on_busy is not None:
+            self._on_busy()
+        running = self._running[slot] = RunningCall(job.call.method, self._clock(), job)
+        return running
 
     def _next(self, slot: int, awake: threading.Lock) -> RunningCall | None:
         """Wait for a job, which counts as running from here on; None: stop."""
@@ -284,14 +300,12 @@ class DriverWorker:
                 if method not in self._quick.names and self._source is not None:
                     self._source.flush()
                 if job is not None:
-                    running = self._running[slot] = RunningCall(method, clock(), job)
-                    if self._on_busy is not None:
-                        self._on_busy()
+                    running = self._begin(slot, job)
                     if source is not None and self._sleepers:
                         self._sleepers.pop().release()  # somebody else can listen meanwhile
                     return running
                 if source is not None:
-                    if not is_empty:
+                    if not is_empty and self._read(clock()):
                         continue  # it gave what is no job, and it takes a limited number at a time
                     self._is_listening = source.listened = True
                 else:
@@ -367,6 +381,12 @@ class DriverWorker:
         elif self._is_listening and self._source is not None:
             self._source.ring()
 
+    def _wake_all(self) -> None:
+        while self._sleepers:
+            self._sleepers.pop().release()
+        if self._source is not None:
+            self._source.ring()
+
     def _thread_ended(self) -> None:
         self._threads_left -= 1
         if not self._threads_left:
@@ -378,20 +398,12 @@ class DriverWorker:
         """Take nothing more; what waits ends with ``refusal``; the threads end."""
         with self.lock:
             self._stopping = True
-            sleepers, self._sleepers = self._sleepers, []
-            if self._source is not None:
-                self._source.ring()
+            self._wake_all()
             for job in self._queue.clear():
                 if job.on_loop:
                     self._delivery.put(job, Outcome(error=refusal))
                 else:
                     job.done(Outcome(error=refusal))
-        for sleeper in sleepers:
-            sleeper.release()
-
-    def _refuse_if_stopping(self) -> None:
-        if self._stopping:
-            raise self._shutting_down()
 
     def _shutting_down(self) -> Stopping:
         return Stopping(f"{self.name} is shutting down; this was not run")

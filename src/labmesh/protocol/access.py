@@ -188,7 +188,7 @@ class AllowList:
                 f"{_who(grant)} may use the relays {', '.join(grant.relays)} only; "
                 "ask the network's admin for more"
             )
-        if method and any(matches(each, method) for each in grant.methods_deny):
+        if method and grant.methods_deny and _denies(grant, method):
             raise Forbidden(
                 f"{_who(grant)} may not call {shown(method)}; ask the network's admin for that"
             )
@@ -237,6 +237,12 @@ def _is_within(address: str, networks: list[_Network]) -> bool:
     # An IPv6 socket shows IPv4 peers as addresses of its own kind.
     peer = getattr(parsed, "ipv4_mapped", None) or parsed
     return any(peer in each for each in networks)
+
+
+def _denies(grant: Grant, method: str) -> bool:
+    """A method of a channel, ``ch01.ramp``, is denied by the name that it has there, too."""
+    names = (method, method.rpartition(".")[2])
+    return any(matches(each, name) for each in grant.methods_deny for name in names)
 
 
 def _check_time(grant: Grant, now: float) -> None:

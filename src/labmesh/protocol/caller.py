@@ -15,7 +15,7 @@ from msgspec import Struct
 from labmesh.errors import LabmeshError, LinkLost, NoAnswer, NotSent, OutcomeUnknown, StaleEpoch
 from labmesh.protocol.messages import Alive, Item, Reply
 
-__all__ = ["Caller", "ClockOffset", "OpenRequest", "given_up_at", "limit_of"]
+__all__ = ["CallProgress", "Caller", "ClockOffset", "OpenRequest", "given_up_at", "limit_of"]
 
 #: A caller gives a call up when nothing at all was heard of it for so long.
 SILENCE_S = 4.0
@@ -63,6 +63,20 @@ class ClockOffset:
         """Our deadline in the target's clock; None while no pong was seen, or for ``inf``."""
         return None if self.ahead_s is None or deadline == math.inf else deadline + self.ahead_s
 
+    def times_of(self, deadline: float, now: float) -> tuple[float | None, float | None]:
+        """The deadline of a call that leaves now, and when it is given up: :func:`given_up_at`."""
+        ahead_s, silent_until = self.ahead_s, now + SILENCE_S
+        if ahead_s is None:
+            return None, None
+        return (
+            deadline + ahead_s if deadline < math.inf else None,
+            silent_until + ahead_s if deadline > silent_until else None,
+        )
+
+
+#: How far a call is known to have come; empty: nothing was heard of it.
+CallProgress = Literal["", "queued", "running"]
+
 
 class OpenRequest(Struct, eq=False):
     """A request that has not ended. There is one for every call, so it must be quick to make."""
@@ -82,7 +96,7 @@ class OpenRequest(Struct, eq=False):
     #: when the link broke behind it, and has not been up since
     broken_at: float = math.inf
     refusals: int = 0
-    state: Literal["", "queued", "running"] = ""
+    state: CallProgress = ""
 
     @property
     def sent(self) -> bool:

@@ -8,6 +8,7 @@ M. Kleppmann, "How to do distributed locking", 2016.)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -37,6 +38,7 @@ class Held:
     note: str
     ttl_s: float
     granted_at: float
+    #: infinite while its holder waits for others to end what they have begun
     ends_at: float
 
     def facts(self, now: float) -> dict[str, Any]:
@@ -47,7 +49,7 @@ class Held:
             "note": self.note,
             "ttl_s": self.ttl_s,
             "age_s": round(now - self.granted_at, 3),
-            "left_s": round(max(0.0, self.ends_at - now), 3),
+            "left_s": round(min(self.ttl_s, max(0.0, self.ends_at - now)), 3),
         }
 
     def news(self) -> dict[str, Any]:
@@ -136,9 +138,20 @@ class Leases:
 
     # ── changes ─────────────────────────────────────────────────────────────────────────────────
 
-    def acquire(self, owner: Hashable, *, ttl_s: float, holder: str, note: str, now: float) -> Held:
+    def acquire(
+        self,
+        owner: Hashable,
+        *,
+        ttl_s: float,
+        holder: str,
+        note: str,
+        now: float,
+        waits: bool = False,
+    ) -> Held:
         """Grant the lease to ``owner``: whatever stands for one client.
 
+        :param waits: others write still: nobody else begins to from now on, and its time begins
+            with the first :meth:`renew`.
         :raises Locked: it is held. Its holder is refused as well (with ``own=True`` in the detail):
             two parts of one program that each believe to hold it would end it for each other.
         :raises ProtocolError: ``ttl_s`` is no time between 0 and a day.
@@ -151,7 +164,8 @@ class Leases:
         if held is not None:
             raise self._taken(held, owner, now)
         self._last_fence += 1
-        granted = Held(self._last_fence, owner, holder, note, ttl_s, now, now + ttl_s)
+        ends_at = math.inf if waits else now + ttl_s
+        granted = Held(self._last_fence, owner, holder, note, ttl_s, now, ends_at)
         self._standing = self._standing._replace(held=granted)
         return granted
 
@@ -204,7 +218,7 @@ class Leases:
     def next_deadline(self) -> float | None:
         """When :meth:`expire` next wants to be called."""
         held = self._standing.held
-        return None if held is None else held.ends_at
+        return None if held is None or held.ends_at == math.inf else held.ends_at
 
     def _end(self, held: Held, reason: Ending, now: float, by: str = "", why: str = "") -> Ended:
         ended = Ended(held, reason, now, by, why)

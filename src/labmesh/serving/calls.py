@@ -48,6 +48,7 @@ from labmesh.protocol.messages import (
 from labmesh.protocol.open_call import Ended, OpenCall, Owner, given_of
 from labmesh.serving.call_state import state_of
 from labmesh.serving.call_watch import CallWatch, StuckWatch
+from labmesh.serving.callers import Callers
 from labmesh.serving.lease_desk import LeaseDesk
 from labmesh.serving.served import (
     KEY_ENDED,
@@ -94,6 +95,7 @@ class CallDesk:
     ) -> None:
         self._audit = audit
         self._relay_id = relay_id
+        self.callers = Callers(leases)
         self._table = table
         self._news = news
         self._watch = CallWatch(relay_id, self._look_after_calls)
@@ -122,7 +124,7 @@ class CallDesk:
 
     def open(self, service: SharedService) -> None:
         """Begin to take calls."""
-        self._service = service
+        self._service = self.leases.service = service
         self._watch.open(self.worker)
         self.worker.start(asyncio.get_running_loop(), service)
 
@@ -197,7 +199,7 @@ class CallDesk:
                 owner = self._owner(request, origin)
                 return state_of(self._callee, request, owner, time.monotonic())
             case Acquire() | Renew() | Release() | BreakLease():
-                return self.leases.answer(request, self._owner(request, origin), origin.user)
+                return self.leases.answer(request, self._owner(request, origin), origin)
             case _:
                 raise AssertionError(f"{type(request).__name__} is not for a relay")
 
@@ -362,7 +364,7 @@ class CallDesk:
         self.worker.look_at_source()
         self.leases.expire(now)
         for opened in self._callee.overdue(now):
-            self._take_back(opened, overdue(opened.method))
+            self._take_back(opened, overdue(opened.method, self.worker.running, now))
         for opened, alive in self._callee.signs(now):
             # First: a sign of life that comes too late does not bring its caller back.
             if opened.begun_at is None and is_given_up(opened, now):

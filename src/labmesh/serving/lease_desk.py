@@ -8,23 +8,45 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from labmesh.access.audit import Audit
-from labmesh.errors import Stopping
+from labmesh.errors import Busy, LabmeshError, Stopping
 from labmesh.instruments.exposure import BoundCall, MethodTable
-from labmesh.instruments.jobs import Job, Outcome
+from labmesh.instruments.jobs import Job, Outcome, Runner
+from labmesh.instruments.thread_runner import RunningCall
 from labmesh.instruments.worker import DriverWorker
 from labmesh.protocol.leases import Ended, Leases
 from labmesh.protocol.messages import Acquire, BreakLease, Done, Lease, Release, Renew
 from labmesh.protocol.open_call import Owner
-from labmesh.serving.served import KEY_ENDED, LEASE_ENDED, AnyServed
+from labmesh.serving.served import KEY_ENDED, LEASE_ENDED, AnyServed, Served
+from labmesh.transport.answering import Origin
+from labmesh.transport.shared import SharedService
 
 __all__ = ["LeaseDesk", "LeaseRequest"]
 
 log = logging.getLogger(__name__)
 
 LeaseRequest = Acquire | Renew | Release | BreakLease
+
+#: Who acquires waits so long for others to end what they write, if it names no deadline.
+_WAIT_S = 5.0
+#: This part of its time: the answer has to arrive.
+_WAITED_PART = 0.9
+#: How often a safe state that must wait looks whether it still must.
+_AGAIN_S = 0.001
+
+
+class _Waiting(NamedTuple):
+    """Who will have the lease as soon as nobody else writes any more."""
+
+    request: Acquire
+    origin: Origin
+    owner: Owner
+    fence: int
+    since: float
+    until: float
 
 
 class LeaseDesk:
@@ -59,23 +81,29 @@ class LeaseDesk:
         self._refusing = False
         #: who holds the lease, where the mode proves that
         self._user = ""
+        self._waiting: _Waiting | None = None
+        #: where the answers to those go that have waited
+        self.service: SharedService
 
     def refuse(self) -> None:
         """Grant nothing more, and leave the driver alone: its relay is shutting down."""
         self._refusing = True
+        waiting = self._waiting
+        if waiting is not None:
+            self._give_up(waiting, self._stopping())
 
     def facts(self) -> dict[str, Any] | None:
         """Who holds the lease, for the relay's status; None: nobody."""
         return self._leases.facts(time.monotonic())
 
     def next_deadline(self) -> float | None:
-        """When (monotonic seconds) the lease runs out; None: nobody holds one."""
-        return self._leases.next_deadline()
+        """When (monotonic seconds) the lease runs out, or who waits for it has waited for too long;
+        None: nobody holds one."""
+        return self._leases.next_deadline() if self._waiting is None else self._waiting.until
 
-    def answer(self, request: LeaseRequest, owner: Owner, user: str) -> Lease | Done:
-        """Answer a request about the lease.
+    def answer(self, request: LeaseRequest, owner: Owner, origin: Origin) -> Lease | Done | None:
+        """Answer a request about the lease; None: it is answered when nobody else writes any more.
 
-        :param user: who sends it, where the mode proves that.
         :raises Locked: somebody else holds it, or the one that is meant is over.
         :raises NotFound: there is none that could be broken.
         :raises Conflict: another one than the one to be broken is held.
@@ -85,15 +113,7 @@ class LeaseDesk:
         leases = self._leases
         match request:
             case Acquire():
-                if self._refusing:
-                    raise Stopping(f"{self._relay_id} is shutting down; no lease was granted")
-                held = leases.acquire(
-                    owner, ttl_s=request.ttl_s, holder=request.holder, note=request.note, now=now
-                )
-                self._user = user
-                self._tell("lease", held.news())
-                self._on_grant()
-                return leases.message(request.id, now)
+                return self._acquire(request, owner, origin, now)
             case Renew():
                 leases.renew(owner, request.fence, now)
                 return leases.message(request.id, now)
@@ -108,7 +128,9 @@ class LeaseDesk:
         return Done(id=request.id)
 
     def expire(self, now: float) -> None:
-        """End the lease if its time has run out."""
+        """End the lease if its time has run out; let it begin if nobody else writes any more."""
+        if self._waiting is not None:
+            self._look_at(self._waiting, now)
         ended = self._leases.expire(now)
         if ended is not None:
             self._ended(ended)
@@ -125,6 +147,96 @@ class LeaseDesk:
         if ended is not None:
             self._ended(ended)
 
+    def _acquire(self, request: Acquire, owner: Owner, origin: Origin, now: float) -> Lease | None:
+        if self._refusing:
+            raise self._stopping()
+        running = self._writing_beside(owner)
+        held = self._leases.acquire(
+            owner,
+            ttl_s=request.ttl_s,
+            holder=request.holder,
+            note=request.note,
+            now=now,
+            waits=running is not None,
+        )
+        self._user = origin.user
+        self._tell("lease", held.news())
+        self._on_grant()
+        if running is None:
+            return self._leases.message(request.id, now)
+        deadline = now + _WAIT_S if request.deadline is None else request.deadline
+        until = now + _WAITED_PART * (deadline - now)
+        self._waiting = _Waiting(request, origin, owner, held.fence, now, until)
+        return None
+
+    def _writing_beside(self, owner: Owner) -> RunningCall | None:
+        """What the driver runs for others that may write."""
+        running = self._runs_for_others(owner)
+        if running is not None:
+            return running
+        for served in self._served:
+            opened = served.opened
+            # One that makes room for another job between two of its items.
+            if opened.begun_at is not None and not served.read_only and opened.owner != owner:
+                return RunningCall(served.method, opened.begun_at, served)
+        return None
+
+    def _runs_for_others(self, owner: Owner) -> RunningCall | None:
+        """A call of theirs that a thread runs now and that may write. In any thread."""
+        for running in self._worker.running_calls:
+            job = running.job
+            if isinstance(job, Served) and not job.read_only and job.opened.owner != owner:
+                return running
+        return None
+
+    def _look_at(self, waiting: _Waiting, now: float) -> None:
+        running = self._writing_beside(waiting.owner)
+        held = self._leases.held
+        if held is not None and held.fence == waiting.fence and running is not None:
+            if now >= waiting.until:
+                self._give_up(waiting, self._busy(running, now))
+            return
+        self._waiting = None
+        try:
+            self._leases.renew(waiting.owner, waiting.fence, now)
+        except LabmeshError as exc:
+            # It was given back or broken meanwhile.
+            self._refuse(waiting, exc)
+            return
+        reply = self._leases.message(waiting.request.id, now)
+        if self._audit is not None:
+            self._audit.answered(waiting.request, waiting.origin, reply, waiting.since)
+        if not self.service.reply(waiting.origin, reply):
+            self._give_back(waiting, now)
+
+    def _give_up(self, waiting: _Waiting, error: LabmeshError) -> None:
+        self._waiting = None
+        self._give_back(waiting, time.monotonic())
+        self._refuse(waiting, error)
+
+    def _give_back(self, waiting: _Waiting, now: float) -> None:
+        """Nobody has done anything under this lease."""
+        ended = self._leases.release(waiting.owner, waiting.fence, now)
+        if ended is not None:
+            self._ended(ended)
+
+    def _refuse(self, waiting: _Waiting, error: LabmeshError) -> None:
+        if self._audit is not None:
+            self._audit.refused(waiting.request, waiting.origin, error, waiting.since)
+        self.service.refuse(waiting.origin, error)
+
+    def _busy(self, running: RunningCall, now: float) -> Busy:
+        return Busy(
+            f"the lease of {self._relay_id} was not granted: it is busy with {running.told(now)} "
+            "and may write; try again, or ask whoever called it",
+            running=running.method,
+            running_s=round(now - running.since, 3),
+            running_by=running.job.caller,
+        )
+
+    def _stopping(self) -> Stopping:
+        return Stopping(f"{self._relay_id} is shutting down; no lease was granted")
+
     def _ended(self, ended: Ended) -> None:
         log.info("%s: a lease ended: %s", self._relay_id, ended.news())
         self._tell("lease", ended.news())
@@ -132,7 +244,9 @@ class LeaseDesk:
             self._audit.lease_ended(ended)
         self._interrupt_writes(ended)
         if ended.safe_state and self._table.has_safe_state and not self._refusing:
-            self._worker.submit_urgent(_SafeState(self._table.bind("safe_state"), self._tell))
+            call = self._table.bind("safe_state")
+            others_write = partial(self._runs_for_others, ended.held.owner)
+            self._worker.submit_urgent(_SafeState(call, others_write, self._tell))
 
     def _interrupt_writes(self, ended: Ended) -> None:
         """A scan whose reader froze would hold the driver for ever, and go on when that wakes."""
@@ -144,13 +258,30 @@ class LeaseDesk:
 
 
 class _SafeState(Job):
-    """What a driver does when a holder of its lease has vanished."""
+    """What a driver does when a holder of its lease has vanished.
 
-    __slots__ = ("_tell",)
+    :param others_write: what another thread runs for somebody else; None: nothing that may write.
+    """
 
-    def __init__(self, call: BoundCall, tell: Callable[[str, Any], None]) -> None:
+    alone = True
+
+    __slots__ = ("_others_write", "_tell")
+
+    def __init__(
+        self,
+        call: BoundCall,
+        others_write: Callable[[], RunningCall | None],
+        tell: Callable[[str, Any], None],
+    ) -> None:
         super().__init__(call)
-        self._tell = tell
+        self._others_write, self._tell = others_write, tell
+
+    def execute(self, runner: Runner) -> Any:
+        """Run it when nobody else writes."""
+        # A call that another thread had just taken up may begin right behind the end of the lease.
+        while self._others_write() is not None:
+            time.sleep(_AGAIN_S)
+        return super().execute(runner)
 
     def prepare(self, value: Any) -> None:
         return None

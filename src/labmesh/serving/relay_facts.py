@@ -74,6 +74,7 @@ class RelayFacts:
             "driver": self._table.driver_name,
             "busy_with": None if running is None else running.method,
             "busy_s": None if running is None else now - running.since,
+            "busy_by": "" if running is None else running.job.caller,
             "stuck": self._desk.stuck(now),
             "queued": worker.queued,
             "lease": self._desk.leases.facts(),

@@ -12,11 +12,13 @@ from labmesh.instruments.exposure import BoundCall
 from labmesh.instruments.failures import unsendable_result
 from labmesh.instruments.jobs import BatchJob, Interrupted, Job, Outcome, Runner, StreamJob
 from labmesh.instruments.ownership import is_unshared
+from labmesh.instruments.thread_runner import RunningCall
 from labmesh.protocol import batches
 from labmesh.protocol.codec import Buffer, Codec
 from labmesh.protocol.messages import BatchResult, Item, Message, Result
 from labmesh.protocol.open_call import OpenCall, Owner
 from labmesh.protocol.packs import encode_result
+from labmesh.serving.callers import Callers
 
 __all__ = [
     "AnyServed",
@@ -48,6 +50,7 @@ class Desk(Protocol):
     """What an open call needs of its desk."""
 
     lock: threading.RLock
+    callers: Callers
 
     def end(self, opened: OpenCall, outcome: Outcome) -> None: ...
 
@@ -66,10 +69,16 @@ class _Encoders(threading.local):
 _encoders = _Encoders()
 
 
-def overdue(method: str) -> Expired:
-    """What the caller of a call is told that waited for too long."""
+def overdue(method: str, running: RunningCall | None = None, now: float = 0.0) -> Expired:
+    """What the caller of a call is told that waited for too long.
+
+    :param running: what it waited for, as far as that is known.
+    :param now: monotonic seconds.
+    """
+    behind = "" if running is None else f" behind {running.told(now)},"
     return Expired(
-        f"{method} waited in the queue until its deadline passed; it was not run and will not be"
+        f"{method} waited in the queue{behind} until its deadline passed; it was not run and will "
+        "not be"
     )
 
 
@@ -123,6 +132,11 @@ class Served:
         """Whose it is."""
         return self.opened.owner
 
+    @property
+    def caller(self) -> str:
+        """Who called it, for people."""
+        return self.desk.callers.name_of(self.opened)
+
     def refusal(self, now: float) -> LabmeshError | None:
         """Asked in the driver's thread, right before it runs."""
         error = self.why_not(now)
@@ -137,9 +151,13 @@ class Served:
             return overdue(opened.method)
         if now - opened.accepted_at > _GIVEN_UP_S and is_given_up(opened, now):
             return given_up(opened.method)
+        return self.why_no_write(now)
+
+    def why_no_write(self, now: float) -> LabmeshError | None:
+        """Why it may not write now; None: it may, or does not."""
         if not self.read_only:
             try:
-                self.desk.check_write(opened.owner, self.fence, now)
+                self.desk.check_write(self.opened.owner, self.fence, now)
             except LabmeshError as exc:
                 return exc
         return None
@@ -212,8 +230,12 @@ class ServedBatch(Served, BatchJob):
     __slots__ = _OWN_SLOTS
 
     def may_go_on(self) -> bool:
-        """Each entry begins before the deadline, and under the lease of its batch."""
-        return self.why_not(time.monotonic()) is None
+        """Each entry begins before the deadline, and under the lease of its batch.
+
+        One that began under no lease goes on: who acquires one waits for the end of all of it.
+        """
+        now = time.monotonic()
+        return now < self.opened.deadline and not (self.fence and self.why_no_write(now))
 
     def kept(self, entry: BoundCall, value: Any, unshared: bool) -> Outcome:
         """As it is now: the next call of the batch may change what this one returned.

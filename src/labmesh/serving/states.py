@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from labmesh.errors import LabmeshError, Stopping
+from labmesh.events.reading import STALE_INTERVALS
 from labmesh.instruments.exposure import BoundCall, MethodTable
 from labmesh.instruments.jobs import Job, Outcome
 from labmesh.instruments.worker import DriverWorker
@@ -19,6 +20,9 @@ __all__ = ["ON_CHANGE", "WHEN_POLLED", "StateStream"]
 #: Which states are published: each, or those that differ from the one before.
 WHEN_POLLED: Final = "poll"
 ON_CHANGE: Final = "change"
+#: A ``poll()`` that has run for so long, and for as long as makes a state stale, is stuck, if its
+#: author names no other time.
+POLL_LIMIT_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +103,8 @@ class StateStream:
             self._sign_of_life()
             return
         try:
-            self._worker.submit_poll(_Poll(self._table.bind("poll"), self._polled))
+            limit_s = max(POLL_LIMIT_S, STALE_INTERVALS * self.interval_s)
+            self._worker.submit_poll(_Poll(self._table.bind("poll"), limit_s, self._polled))
         except Stopping:
             log.debug("%s stops: its driver is not polled any more", self._name)
 
@@ -147,11 +152,18 @@ class StateStream:
 
 
 class _Poll(Job):
-    __slots__ = ("_done",)
+    """:param limit_s: how long it may run where its author does not say."""
 
-    def __init__(self, call: BoundCall, done: Callable[[Outcome], None]) -> None:
+    __slots__ = ("_done", "_limit_s")
+
+    def __init__(self, call: BoundCall, limit_s: float, done: Callable[[Outcome], None]) -> None:
         super().__init__(call)
+        self._limit_s = limit_s
         self._done = done
+
+    def may_run_until(self, since: float) -> float:
+        """Nobody waits for it with a deadline; but all calls wait behind it."""
+        return since + (self.call.timeout_s or self._limit_s)
 
     def prepare(self, value: Any) -> bytes | None:
         """A state is a table; a bare reading becomes ``{"value": ...}``, None is no state."""

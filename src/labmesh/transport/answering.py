@@ -14,13 +14,13 @@ from labmesh.errors import InternalError, LabmeshError, ProtocolError
 from labmesh.protocol.callee import admit
 from labmesh.protocol.codec import Buffer, Codec, Limits
 from labmesh.protocol.messages import Call, Failure, Message, Ping, Pong, Reply, Request
-from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, read_calls, unpack
+from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, read_call, read_calls, unpack
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.channel import Frames
 from labmesh.transport.permits import Permits
 from labmesh.transport.witness import Witness
 
-__all__ = ["Answer", "Answering", "Handle", "HandleCall", "Later", "Origin", "failure"]
+__all__ = ["Answer", "Answering", "Greet", "Handle", "HandleCall", "Later", "Origin", "failure"]
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ Answer = Reply | tuple[Reply, Buffer] | None
 Later = Coroutine[Any, Any, Answer] | Future[Answer]
 Handle = Callable[[Request, memoryview | None, "Origin"], "Answer | Later"]
 HandleCall = Callable[[Call, "Origin", float], None]
+Greet = Callable[[Ping, "Origin"], None]
 
 
 class Origin(Struct, frozen=True, gc=False):
@@ -68,6 +69,7 @@ class Answering:
         :meth:`reply` later; what it raises becomes the reply.
     :param handle_call: gets each admitted call of a pack, with the time when the pack was read.
     :param permits: asked before each request is handled; None: everybody may do everything.
+    :param greet: told of each ping; None: who asks makes no difference.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Answering:
         handle: Handle,
         permits: Permits | None = None,
         handle_call: HandleCall | None = None,
+        greet: Greet | None = None,
     ) -> None:
         self._name = name
         self._requests = Codec(requests, limits=Limits(max_header_bytes=MAX_HEADER_BYTES[role]))
@@ -88,6 +91,7 @@ class Answering:
         self._node_id, self._epoch = node_id, epoch
         self._handle = handle
         self._handle_call = handle_call
+        self._greet = greet
         self._permits = permits
         #: told of what was asked, for a record; None: nobody keeps one
         self._witness: Witness | None = None
@@ -164,8 +168,16 @@ class Answering:
         peer = bytes(frames[0])
         delimited = len(frames) > 1 and len(frames[1]) == 0
         payload = frames[2:] if delimited else frames[1:]
-        if len(payload) == 1 and is_pack(payload[0]):
-            self._take_pack(peer, delimited, payload[0], user)
+        call = None
+        if len(payload) == 1:
+            if is_pack(payload[0]):
+                self._take_pack(peer, delimited, payload[0], user)
+                return
+            if self._handle_call is not None:
+                call = read_call(payload[0])
+        if call is not None:
+            origin = Origin(peer, delimited, False, call.id, user, self._address)
+            self._take_calls((call,), origin)
         else:
             self._take_message(peer, delimited, payload, user)
 
@@ -196,7 +208,7 @@ class Answering:
             self._packer = b""
 
     def _take_calls(self, calls: Sequence[Call], origin: Origin) -> None:
-        """The calls of a pack, whose times are finite."""
+        """Plain calls that came in one frame, whose times are finite."""
         handle = self._handle_call
         assert handle is not None
         permits, node_id, epoch = self._permits, self._node_id, self._epoch
@@ -243,6 +255,8 @@ class Answering:
             now = time.monotonic()
             admit(request, node_id=self._node_id, epoch=self._epoch, now=now)
             if isinstance(request, Ping):
+                if self._greet is not None:
+                    self._greet(request, origin)
                 pong = Pong(id=request.id, node_id=self._node_id, epoch=self._epoch, clock=now)
                 self.reply(origin, pong)
                 return

@@ -13,9 +13,13 @@ _REMEMBERED = 4096
 
 
 class CallSession:
-    """A client over all its connections: a token, and the ids of its requests. In any thread."""
+    """A client over all its connections: a token, and the ids of its requests. In any thread.
 
-    def __init__(self) -> None:
+    :param caller: who it is, as relays tell those who find an instrument busy.
+    """
+
+    def __init__(self, caller: str = "") -> None:
+        self.caller = caller
         #: random; whoever knows it can ask for the results of this client's calls
         self.token = secrets.token_hex(16)
         self._ids = itertools.count(1)

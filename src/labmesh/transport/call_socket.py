@@ -17,7 +17,7 @@ import msgspec
 import zmq
 
 from labmesh.errors import LinkLost, OutcomeUnknown, ProtocolError
-from labmesh.protocol.caller import Caller, OpenRequest
+from labmesh.protocol.caller import Caller, CallProgress, OpenRequest
 from labmesh.protocol.codec import Buffer, Codec
 from labmesh.protocol.messages import (
     Alive,
@@ -66,12 +66,20 @@ class Unsettled(Exception):
 
     :param sent_at: when, in monotonic time.
     :param heard_at: when it was heard of last; by default never.
+    :param state: how it stood then.
     """
 
-    def __init__(self, why: str, sent_at: float, heard_at: float | None = None) -> None:
+    def __init__(
+        self,
+        why: str,
+        sent_at: float,
+        heard_at: float | None = None,
+        state: CallProgress = "",
+    ) -> None:
         super().__init__(why)
         self.sent_at = sent_at
         self.heard_at = sent_at if heard_at is None else heard_at
+        self.state = state
 
 
 class CallSocket:
@@ -298,10 +306,13 @@ class _OpenCall:
     def check(self, now: float) -> None:
         """Is it worth to wait on? Raises :class:`Unsettled`."""
         standing, heard_at = self._link.standing, self._open.heard_at
+        why = ""
         if not standing.up or standing.epoch != self._epoch:
-            raise Unsettled(f"the link to {self._link.where} has changed", self.sent_at, heard_at)
-        if now - heard_at > _QUIET_S:
-            raise Unsettled(f"{self._link.where} is quiet", self.sent_at, heard_at)
+            why = f"the link to {self._link.where} has changed"
+        elif now - heard_at > _QUIET_S:
+            why = f"{self._link.where} is quiet"
+        if why:
+            raise Unsettled(why, self.sent_at, heard_at, self._open.state)
 
     def patience_ms(self, now: float) -> int:
         """How long to wait before the next look."""

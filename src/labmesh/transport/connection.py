@@ -220,8 +220,12 @@ class Connection:
             log.info("%s is connected, but does not answer: connecting anew", self.where)
             self._rebuild()
             return
-        self._channel.send(self._codec.encode(Ping(id=PING)))
+        self._channel.send(self._codec.encode(self._greeting()))
         self._pinging = self._loop.call_later(_PING_AGAIN_S, self._ping, tries - 1)
+
+    def _greeting(self) -> Ping:
+        """What the node is asked first."""
+        return Ping(id=PING)
 
     def _rebuild(self) -> None:
         if self._rebuilding is None:

@@ -8,7 +8,7 @@ import time
 from typing import Any, TypeVar
 
 from labmesh.errors import NotSent
-from labmesh.protocol.caller import given_up_at
+from labmesh.protocol.caller import CallProgress
 from labmesh.protocol.codec import Buffer, Decoded
 from labmesh.protocol.messages import Access, Call, Invocation, More, Reply, Request, Result
 from labmesh.transport.call_session import CallSession
@@ -129,20 +129,19 @@ class Link(Requests):
             self._deadline(deadline - now)
         session = self._session
         request_id = session.next_id()
-        translate = self._clock.translate
-        given_up = given_up_at(deadline, now)
+        ends_at, arrive_by = self._clock.times_of(deadline, now)
         call = Call(
             id=request_id,
             target=self.node_id,
             epoch=self.epoch,
-            deadline=translate(deadline),
+            deadline=ends_at,
             session=session.token,
             method=method,
             args=args,
             kwargs=kwargs,
             access=access,
             fence=fence,
-            arrive_by=None if given_up is None else translate(given_up),
+            arrive_by=arrive_by,
         )
         pending = Pending(
             request_id,
@@ -224,6 +223,7 @@ class Link(Requests):
         deadline: float,
         sent_at: float | None = None,
         heard_at: float | None = None,
+        state: CallProgress = "",
     ) -> R:
         """Find out how a call ends that was sent over another socket, which broke.
 
@@ -236,7 +236,8 @@ class Link(Requests):
             :class:`CallSession`), target, epoch, and deadline in the node's clock.
         :param deadline: the same deadline, in our monotonic clock; ``math.inf``: none.
         :param sent_at: when it was sent, in our monotonic clock.
-        :param heard_at: its last sign of life over the other socket.
+        :param heard_at: its last sign of life over the other socket, and
+        :param state: what that said.
         """
         pending = Pending(
             request.id,
@@ -250,6 +251,7 @@ class Link(Requests):
         now = time.monotonic()
         self._caller.taken_over(pending, now, request.epoch)
         pending.sent_at = now if sent_at is None else sent_at
+        pending.state = state
         if self._closed:
             self._end(self._caller.close())
         elif self.up:

@@ -100,6 +100,7 @@ _NEEDS: dict[type[Message], Action] = {
 _ACTIONS: dict[type[Message], Action] = {each: _NEEDS[each] for each in _REQUESTS}
 #: Where a request says who asks, in words of its own.
 _SIGNED: dict[type[Message], str] = {
+    Ping: "caller",
     Acquire: "holder",
     BreakLease: "by",
     Annotate: "who",

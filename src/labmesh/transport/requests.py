@@ -26,6 +26,7 @@ from labmesh.protocol.messages import (
     Failure,
     Invocation,
     Item,
+    Ping,
     Pong,
     Reply,
     Request,
@@ -54,6 +55,9 @@ class Requests(Connection):
     A call that was sent when the connection breaks is sent again, under its id, as soon as the link
     to the same incarnation of the node is up again. What begins in one turn of the loop is sent
     together.
+
+    :param caller: who calls, for those who find the node busy; it and the session are told to the
+        node before anything else. Empty: neither is.
     """
 
     def __init__(
@@ -65,7 +69,9 @@ class Requests(Connection):
         target: str = "",
         on_change: Callable[[], None] | None = None,
         session: CallSession | None = None,
+        caller: str = "",
     ) -> None:
+        self._introduced_as = caller
         self._session = CallSession() if session is None else session
         self._caller: Caller[Pending] = Caller(
             f"{where} at {endpoint}", relay=target, session=self._session.token
@@ -121,10 +127,14 @@ class Requests(Connection):
         messages = _together(waiting)
         count = self._channel.send_all([frames for frames, _ in messages])
         now = time.monotonic()
-        for _, sent in messages[:count]:
-            for pending in sent:
-                del self._outbox[pending]
-            self._were_sent(sent, now)
+        if count == len(messages):
+            self._outbox.clear()
+            self._were_sent(waiting, now)
+        else:
+            for _, sent in messages[:count]:
+                for pending in sent:
+                    del self._outbox[pending]
+                self._were_sent(sent, now)
         self._arm()
 
     def _made_ready(self, pending: Pending) -> bool:
@@ -185,6 +195,11 @@ class Requests(Connection):
             self._tell(Cancel(id="-", call=pending.id))
 
     # ── the connection ──────────────────────────────────────────────────────────────────────────
+
+    def _greeting(self) -> Ping:
+        if not self._introduced_as:
+            return super()._greeting()
+        return Ping(id=PING, session=self._session.token, caller=self._introduced_as)
 
     def _went_up(self) -> None:
         self._resume(time.monotonic())

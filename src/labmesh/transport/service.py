@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 
 import zmq
 
@@ -76,15 +78,22 @@ class Service(Answering):
         self._retry_s = _RETRY_S
         #: who sent the message that is being taken, where the mode proves that
         self._user = ""
+        self._intake = sockets.intake(self._socket)
         if sockets.security.guard is None and self._witness is None:
-            self._channel = Channel(self._socket, self.take, name=self._name)
+            self._channel = Channel(
+                self._socket, self.take, name=self._name, read=self._read_unproved
+            )
         else:
             self._channel = Channel(
                 self._socket, self._take_proved, name=self._name, read=self._read_proved
             )
 
+        loop = asyncio.get_running_loop()
+        self._intake.on_question(partial(_ask_in, loop, self._answer_intake))
+
     async def close(self, linger_ms: int = 200) -> None:
         """Stop reading, refuse what was not answered, let the last replies leave; twice is fine."""
+        self._intake.on_question(None)
         self._channel.close()
         if self._retry is not None:
             self._retry.cancel()
@@ -93,9 +102,27 @@ class Service(Answering):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._sockets.close(self._socket, linger_ms)
 
+    def _answer_intake(self) -> None:
+        """Was everything taken that has arrived?"""
+        question = self._intake.question
+        if not self._channel.drain():
+            self._intake.emptied(question)
+
+    def _read_unproved(self, socket: zmq.Socket[bytes]) -> Frames:
+        """One message, of whomever."""
+        frame = socket.recv(NOBLOCK, copy=False)
+        if self._intake.suspects:
+            self._intake.heard(frame)
+        frames: Frames = [frame.bytes]
+        if frame.more:
+            receive_rest(socket, frames)
+        return frames
+
     def _read_proved(self, socket: zmq.Socket[bytes]) -> Frames:
         """One message. Who it is from is looked up each time: a routing id is no proof."""
         frame = socket.recv(NOBLOCK, copy=False)
+        if self._intake.suspects:
+            self._intake.heard(frame)
         self._user = "" if self._sockets.security.guard is None else proved(frame)
         if self._witness is not None:
             self._address = address_of(frame)
@@ -179,6 +206,11 @@ class Service(Answering):
             self.refuse(origin, Stopping(f"{self._name} shut down before this was answered"))
         except Exception as exc:
             self._fault(origin, None, exc)
+
+
+def _ask_in(loop: asyncio.AbstractEventLoop, answer: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # the loop is closed, and nobody reads any more
+        loop.call_soon_threadsafe(answer)
 
 
 class _Behind:

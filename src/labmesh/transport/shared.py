@@ -21,7 +21,7 @@ from labmesh.protocol.addresses import Address
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Message, Request
 from labmesh.protocol.packs import fits, pack
-from labmesh.transport.answering import Answer, Answering, HandleCall, Later, Origin
+from labmesh.transport.answering import Answer, Answering, Greet, HandleCall, Later, Origin
 from labmesh.transport.channel import (
     NOBLOCK,
     POLLIN,
@@ -46,7 +46,7 @@ _SKIPPED = 2000
 _READ = 256
 _SELDOM = 7
 #: Replies that are sent together; more would leave their receivers without work meanwhile.
-_TOGETHER = 16
+_TOGETHER = 32
 
 
 class SharedService(Answering):
@@ -57,6 +57,7 @@ class SharedService(Answering):
     :param handle: gets each admitted request, under the lock. It returns the reply, or None when it
         will call :meth:`reply` later; what it raises becomes the reply.
     :param handle_call: gets each admitted call of a pack, under the lock.
+    :param greet: is told of each ping, under the lock.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class SharedService(Answering):
         lock: threading.RLock,
         permits: Permits | None = None,
         handle_call: HandleCall | None = None,
+        greet: Greet | None = None,
     ) -> None:
         owner = f"{kind} {node_id}"
         super().__init__(
@@ -84,11 +86,13 @@ class SharedService(Answering):
             handle=handle,
             permits=permits,
             handle_call=handle_call,
+            greet=greet,
         )
         self.lock = lock
         self._socket, self.address = sockets.bind(zmq.ROUTER, address, role=role, owner=owner)
         self._sockets = sockets
         self._witness = sockets.witness
+        self._is_proved = sockets.security.guard is not None
         self._bell = Bell(self._socket.FD)
         self._spin = Spin()
         #: since when it is waited for the next message; 0: it is not
@@ -98,6 +102,9 @@ class SharedService(Answering):
         self._found_empty = False
         #: replies that wait to be sent: in packs, by who gets them, or as they are
         self._packs: dict[bytes, list[Buffer]] = {}
+        #: whose reply was put into a pack just now, while its next one can follow it, and that pack
+        self._last_origin: Origin | None = None
+        self._last_pack: list[Buffer] = []
         self._packed = 0
         self._outbox: list[list[Buffer]] = []
         self.listened = False
@@ -105,6 +112,8 @@ class SharedService(Answering):
         self._several = False
         self._looks = 0
         self._closed = False
+        self._intake = sockets.intake(self._socket)
+        self._intake.on_question(self._answer_intake)
 
     def close(self, linger_ms: int = 200) -> None:
         """Let the last replies leave; nothing can be sent any more. Twice is fine.
@@ -177,6 +186,20 @@ class SharedService(Answering):
                     break
         return True
 
+    def _answer_intake(self) -> None:
+        """Was everything taken that has arrived? In any thread."""
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
+            if not self._closed:
+                question = self._intake.question
+                if not events_of(self._socket) & POLLIN:
+                    self._intake.emptied(question)
+                # The descriptor may have told of a message just now; who waits for it must look.
+                self._bell.ring()
+        finally:
+            self.lock.release()
+
     def _find_empty(self) -> bool:
         self._found_empty = True
         return False
@@ -203,6 +226,12 @@ class SharedService(Answering):
     def send_soon(self, origin: Origin, encoded: Sequence[Buffer]) -> None:
         """Send a reply with others: :meth:`flush` does. Each wake-up of ZeroMQ's own thread costs
         as much as all else of a small reply."""
+        if origin is self._last_origin and len(encoded) == 1 and fits(encoded[0]):
+            self._last_pack.append(encoded[0])
+            self._packed += 1
+            if self._packed + len(self._outbox) >= _TOGETHER:
+                self.flush()
+            return
         peer = origin.peer
         is_short = len(encoded) == 1 and not origin.delimited and peer in self._packers
         if is_short and fits(encoded[0]):
@@ -213,7 +242,9 @@ class SharedService(Answering):
                 headers = self._packs[peer] = []
             headers.append(encoded[0])
             self._packed += 1
+            self._last_origin, self._last_pack = origin, headers
         else:
+            self._last_origin = None
             if peer in self._packs:
                 self.flush()
             self._outbox.append([peer, b"", *encoded] if origin.delimited else [peer, *encoded])
@@ -226,6 +257,7 @@ class SharedService(Answering):
         What waits is never more than one pack.
         """
         if self._packed:
+            self._last_origin = None
             packs, self._packs, self._packed = self._packs, {}, 0
             for peer, headers in packs.items():
                 if not self._transmit_now([peer, pack(headers)]):
@@ -243,12 +275,14 @@ class SharedService(Answering):
         """
         peer = self._socket.recv(NOBLOCK)
         header = self._socket.recv(NOBLOCK, copy=False)
+        if self._intake.suspects:
+            self._intake.heard(header)
         frames: Frames = [peer, header.bytes]
         if self._witness is not None:
             self._address = address_of(header)
         if header.more:
             receive_rest(self._socket, frames)
-        return frames, proved(header)
+        return frames, proved(header) if self._is_proved else ""
 
     def _transmit(self, frames: Sequence[Buffer]) -> bool:
         self.flush()

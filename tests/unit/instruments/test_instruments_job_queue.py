@@ -26,6 +26,10 @@ class Named(Job):
         return self._client
 
 
+class Alone(Named):
+    alone = True
+
+
 @pytest.fixture
 def queue() -> JobQueue:
     return JobQueue()
@@ -54,6 +58,28 @@ def test_urgent_jobs_go_first_then_calls_as_they_came_then_the_poll(queue: JobQu
     assert queue.is_empty
 
 
+def test_beside_a_job_that_is_to_be_alone_goes_only_what_changes_nothing(queue: JobQueue) -> None:
+    alone, read = Alone("safe_state"), Named("measure", client="bob", read_only=True)
+    queue.push_poll(Named("poll"))
+    queue.push(Named("set_voltage", client="ann"))
+    queue.push(read)
+    queue.push_urgent(alone)
+    queue.push_urgent(Named("another one"))
+    assert [queue.pop(), queue.pop(), queue.pop(), queue.pop_harmless()] == [
+        alone,
+        read,
+        None,
+        None,
+    ]
+    assert [job.method for job in queue.clear()] == ["another one", "set_voltage", "poll"]
+    queue.push(Named("set_voltage", client="ann"))
+    assert not queue.was_alone(read)
+    assert queue.pop() is None
+    assert queue.was_alone(alone)
+    assert not queue.was_alone(alone)
+    assert popped(queue) == ["set_voltage"]
+
+
 def test_a_poll_that_is_asked_for_again_is_due_and_goes_before_the_calls(queue: JobQueue) -> None:
     assert queue.push_poll(Named("poll"))
     queue.push(Named("call"))
@@ -69,6 +95,25 @@ def test_there_is_another_poll_only_when_the_one_before_was_delivered(queue: Job
     assert not queue.push_poll(Named("another poll"))
     queue.ended(poll)
     assert queue.push_poll(Named("another poll"))
+
+
+def test_a_call_follows_at_once_where_nothing_goes_ahead_of_it(queue: JobQueue) -> None:
+    quick = {"quick"}
+    assert queue.pop_following(quick) is None
+    one, slow, last = Named("quick"), Named("slow"), Named("quick")
+    for job in (one, slow, last):
+        queue.push(job)
+    assert queue.push_poll(Named("poll"))
+    assert queue.pop_following(quick) is one
+    assert queue.pop_following(quick) is None, "a slow one has replies sent before it"
+    assert queue.remove(slow)
+    assert not queue.push_poll(Named("the same poll, due now"))
+    assert queue.pop_following(quick) is None
+    assert popped(queue) == ["poll", "quick"]
+    queue.push(last)
+    queue.push_urgent(Named("safe_state"))
+    assert queue.pop_following(quick) is None
+    assert popped(queue) == ["safe_state", "quick"]
 
 
 def test_a_call_can_be_taken_out_until_it_goes(queue: JobQueue) -> None:
@@ -113,4 +158,4 @@ def test_who_is_refused_learns_behind_what() -> None:
     )
     error = busy("Inst-0", 3, RunningCall("sweep", since=7.5, job=Named("sweep")), 10.0)
     assert "behind sweep, which has run for 2.5 s" in str(error)
-    assert error.detail == {"queued": 3, "running": "sweep", "running_s": 2.5}
+    assert error.detail == {"queued": 3, "running": "sweep", "running_s": 2.5, "running_by": ""}

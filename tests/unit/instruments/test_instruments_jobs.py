@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -319,6 +320,112 @@ async def test_a_generator_that_is_interrupted_is_closed_and_says_why(
     assert str(error) == "Interrupted: the lease that it ran under has ended"
     assert held.closed.is_set()
     assert stream.items == [0]
+    await assert_works_on(caller)
+
+
+async def too_long() -> AsyncGenerator[str, None]:
+    """A step outlasts the time of the whole scan."""
+    try:
+        async with asyncio.timeout(0.05):
+            yield "first"
+            await asyncio.Event().wait()
+    except TimeoutError:
+        yield "too long"
+
+
+async def too_late() -> AsyncGenerator[str, None]:
+    """The time is over when its reader wants the next item, for which it need not wait."""
+    try:
+        async with asyncio.timeout(0):
+            yield "first"
+            yield "second"
+            yield "third"
+    except TimeoutError:
+        yield "too long"
+
+
+async def with_helpers() -> AsyncGenerator[str, None]:
+    """What it starts in one step ends in another one."""
+    done = asyncio.Event()
+
+    async def step() -> str:
+        await done.wait()
+        return "helped"
+
+    async with asyncio.TaskGroup() as group:
+        helper = group.create_task(step())
+        yield "first"
+        done.set()
+    yield helper.result()
+
+
+async def with_context() -> AsyncGenerator[str, None]:
+    """Values of its context are there in the next step."""
+    token = STEP.set("set before")
+    yield "first"
+    yield STEP.get()
+    STEP.reset(token)
+
+
+STEP: ContextVar[str] = ContextVar("step")
+
+
+@pytest.mark.parametrize(
+    ("scan", "last"),
+    [
+        (too_long, "too long"),
+        (too_late, "too long"),
+        (with_helpers, "helped"),
+        (with_context, "set before"),
+    ],
+)
+async def test_all_of_an_async_generator_runs_in_one_task(
+    caller: Caller, scan: Callable[[], AsyncGenerator[str, None]], last: str
+) -> None:
+    stream = Stream(scan)
+    assert (await end_of(caller.worker, stream)) == Outcome(None)
+    assert (stream.items[0], stream.items[-1]) == ("first", last)
+    await assert_works_on(caller)
+
+
+async def test_an_async_generator_that_is_ended_while_it_ends_cleans_up(caller: Caller) -> None:
+    """Told twice: to end, and in the middle of that once more."""
+    log: list[str] = []
+    begun, ending = threading.Event(), threading.Event()
+
+    async def careful() -> AsyncGenerator[int, None]:
+        yield 0
+        try:
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                log.append("safe")
+
+    stream = Stream(careful)
+    caller.worker.submit(stream)
+    assert begun.wait(LIMIT_S)
+    stream.interrupt(GONE)
+    assert ending.wait(LIMIT_S)
+    stream.interrupt("and once more")
+    async with asyncio.timeout(LIMIT_S):
+        assert str((await stream.ended).error) == f"Interrupted: {GONE}"
+    assert log == ["safe"]
+    await assert_works_on(caller)
+
+
+async def test_an_async_generator_that_is_ended_before_it_begins_does_not_begin(
+    caller: Caller,
+) -> None:
+    scan = Scan()
+    stream = Stream(scan.later_points)
+    stream.interrupt(GONE)
+    assert str((await end_of(caller.worker, stream)).error) == f"Interrupted: {GONE}"
+    assert (stream.items, scan.log) == ([], [])
     await assert_works_on(caller)
 
 

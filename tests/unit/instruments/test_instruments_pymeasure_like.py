@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from pymeasure.instruments.validators import (
 )
 from pymeasure.test import expected_protocol
 
+import labmesh
 from labmesh.errors import UnknownMethod
 from labmesh.instruments.exposure import MethodTable
 from labmesh.protocol.messages import ValueInfo, ValueLimits
@@ -35,6 +37,19 @@ class Output(Channel):
         validator=strict_range,
         values=(0, 3),
     )
+
+    def ramp(self, to: float, steps: int = 2) -> Iterator[float]:
+        """Go there slowly."""
+        for step in range(1, steps + 1):
+            self.current = to * step / steps
+            yield to * step / steps
+
+    def _prepare(self) -> None:
+        raise AssertionError("private")
+
+    @labmesh.hidden
+    def calibrate(self) -> None:
+        raise AssertionError("hidden")
 
 
 class Supply(Instrument):
@@ -151,6 +166,20 @@ def test_channels_are_parts_of_the_name(supply: dict[str, ValueInfo]) -> None:
     channels = {name for name in supply if "." in name and name.endswith("current")}
     assert channels == {"output_1.current", "out_2.current", "out_3.current"}
     assert supply["out_2.current"].limits == ValueLimits(unit="A", lowest=0, highest=3)
+
+
+def test_methods_of_channels_are_there_without_those_of_every_channel() -> None:
+    with expected_protocol(Supply, [("CURR2 0.5", None), ("CURR2 1", None)]) as supply:
+        table = MethodTable.of(supply, read_only=["*.ramp"])
+        told = {each.name: each for each in table.describe() if "." in each.name}
+        assert list(told) == ["out_2.ramp", "out_3.ramp", "output_1.ramp"]
+        ramp = told["out_2.ramp"]
+        assert (ramp.signature, ramp.doc) == (
+            "(to: float, steps: int = 2) -> Iterator[float]",
+            "Go there slowly.",
+        )
+        assert (ramp.yields, ramp.read_only) == (True, True)
+        assert list(table.bind("out_2.ramp", [1.0]).run()) == [0.5, 1.0]
 
 
 def test_reading_and_writing_send_the_commands_of_the_instrument() -> None:

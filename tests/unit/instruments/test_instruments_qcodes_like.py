@@ -183,6 +183,14 @@ def test_channels_that_are_only_in_a_list_have_names_in_the_list() -> None:
     assert temperature.limits == ValueLimits(unit="K", lowest=0, highest=300)
 
 
+def test_methods_of_channels_are_there_without_those_of_every_channel() -> None:
+    table = MethodTable.of(DummyChannelInstrument("dci"))
+    names = [each.name for each in table.describe() if "." in each.name]
+    assert names == [f"{channel}.turn_on" for channel in "ABCDEF"]
+    table.bind("C.turn_on").run()
+    assert "channels.ChanA_a.turn_on" in MethodTable.of(DummyChannelOnlyInstrument("dco"))
+
+
 def test_a_submodule_that_holds_its_instrument_ends_there() -> None:
     dac = MockDAC("dac", num_channels=1)
     dac.submodules["ch01"].submodules["back"] = dac  # type: ignore[union-attr]

@@ -233,7 +233,12 @@ async def test_a_full_queue_refuses_and_says_what_it_waits_for(clock: Clock) -> 
     clock.now += 12.34
     with pytest.raises(Busy, match=r"behind sweep, which has run for 12\.3 s") as caught:
         caller.submit(value, 4)
-    assert caught.value.detail == {"queued": 3, "running": "sweep", "running_s": 12.34}
+    assert caught.value.detail == {
+        "queued": 3,
+        "running": "sweep",
+        "running_s": 12.34,
+        "running_by": "",
+    }
     assert caught.value.executed is False
 
     assert worker.cancel(waiting[0])

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labmesh.protocol.audit import (
@@ -146,6 +146,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=25)
 @given(st.lists(values), st.dictionaries(st.text(), values))
 def test_any_parameters_fit_and_are_json(args: list[Any], kwargs: dict[str, Any]) -> None:
     raw = bytes(short_parameters(args, kwargs))

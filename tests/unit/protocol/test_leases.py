@@ -52,6 +52,18 @@ def refusal(refused: Callable[[], object]) -> str:
     return str(caught.value)
 
 
+def test_its_time_begins_when_others_have_ended_what_they_write(leases: Leases) -> None:
+    held = leases.acquire(ALICE, ttl_s=1.0, holder="alice", note="", now=0.0, waits=True)
+    assert leases.next_deadline() is None
+    assert leases.expire(100.0) is None
+    assert held.facts(100.0)["left_s"] == 1.0
+    assert not may_write(leases, BOB, 0, 100.0)
+    leases.renew(ALICE, held.fence, 100.0)
+    assert leases.message("1", 100.0).age_s == 100.0
+    assert leases.next_deadline() == 101.0
+    assert leases.expire(101.0) is not None
+
+
 # ── writing ─────────────────────────────────────────────────────────────────────────────────────
 
 

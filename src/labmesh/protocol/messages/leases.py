@@ -13,7 +13,11 @@ __all__ = ["Acquire", "BreakLease", "Lease", "Release", "Renew"]
 
 
 class Acquire(SessionRequest, frozen=True, kw_only=True, omit_defaults=True, tag="acquire"):
-    """Have this client be the only one that may write → Lease; 423 while another one is."""
+    """Have this client be the only one that may write → Lease; 423 while another one is.
+
+    Answered when nobody else writes any more; 429 when a call of another client that runs does not
+    end in time (its deadline, or 5 s).
+    """
 
     ttl_s: Annotated[float, Meta(gt=0, le=86_400)] = 10.0
     #: why, for who finds it locked

@@ -6,13 +6,20 @@ from typing import Annotated, Any
 
 from msgspec import Meta, field
 
-from labmesh.protocol.messages.base import LONG_TEXT, NodeKind, Reply, Request
+from labmesh.protocol.messages.base import LONG_TEXT, SHORT_TEXT, NodeKind, Reply, Request
 
 __all__ = ["Done", "Failure", "GetStatus", "Ping", "Pong", "Status"]
 
 
 class Ping(Request, frozen=True, kw_only=True, omit_defaults=True, tag="ping"):
-    """Are you there, which incarnation, what does your clock say? → Pong"""
+    """Are you there, which incarnation, what does your clock say? → Pong.
+
+    To a relay a caller can say who it is: ``caller``, as its user calls it, is shown to everybody
+    while a call of this ``session`` keeps the driver busy.
+    """
+
+    session: Annotated[str, Meta(max_length=64)] = ""
+    caller: Annotated[str, SHORT_TEXT] = ""
 
 
 class Pong(Reply, frozen=True, kw_only=True, omit_defaults=True, tag="pong"):
