@@ -245,6 +245,7 @@ class DirectoryBroker(Node):
             "subscriptions": self._proxy.subscriptions,
             "subscriptions_refused": self._proxy.subscriptions_refused,
             "connections_refused": self._sockets.refused,
+            "connections_ended": self._sockets.cut + self._proxy.connections_ended,
             "security": self._sockets.security.mode,
             "insecure": self._sockets.security.insecure,
             "admits": self._sockets.admits,

@@ -21,6 +21,7 @@ from zmq.utils import z85
 
 from labmesh.errors import Forbidden
 from labmesh.protocol.slowing import Slowing
+from labmesh.transport.breaker import Breaker, Intake
 from labmesh.transport.doorway import EVENTS, Doorway
 from labmesh.transport.keys import Security
 from labmesh.transport.witness import Witness
@@ -99,6 +100,7 @@ class Authenticator:
         #: told who is turned away; None: nobody keeps a record
         self.witness: Witness | None = None
         self._slowing = Slowing()
+        self._breaker = Breaker(name)
         #: refusals that wait, with the time (monotonic) when they are told; the next one first
         self._held: list[tuple[float, int, list[bytes]]] = []
         #: monotonic time of the last sign of life of the thread
@@ -120,8 +122,9 @@ class Authenticator:
         self._thread = threading.Thread(target=self._run, name=f"{name}-zap", daemon=True)
         self._thread.start()
 
-    def watch(self, socket: zmq.Socket[bytes], domain: str) -> None:
-        """Count the handshakes that fail at a server socket; call it before the socket is bound.
+    def watch(self, socket: zmq.Socket[bytes], domain: str) -> Intake:
+        """Count the handshakes that fail at a server socket, and end connections that take its
+        memory; call it before the socket is bound.
 
         ``socket.disable_monitor()`` ends it, and must come before the socket is closed.
         """
@@ -132,8 +135,15 @@ class Authenticator:
         # When it is full, libzmq stands still until it is read.
         events.linger = events.rcvhwm = 0
         events.connect(endpoint)
-        self._arrivals.append(Doorway(events, domain))
+        intake = Intake(domain.rpartition("/")[2])
+        self._arrivals.append(Doorway(events, domain, intake))
         self._control.send(_WATCH)
+        return intake
+
+    @property
+    def cut(self) -> int:
+        """Connections that were ended because of messages without an end."""
+        return self._breaker.cut
 
     @property
     def is_alive(self) -> bool:
@@ -154,7 +164,7 @@ class Authenticator:
         poller.register(self._requests, zmq.POLLIN)
         poller.register(self._far, zmq.POLLIN)
         while True:
-            ready = dict(poller.poll(self._pause_ms()))
+            ready = dict(poller.poll(self._pause_ms(self._guard_memory())))
             self._beat_at = time.monotonic()
             self._tell_held()
             if self._far in ready:
@@ -162,6 +172,7 @@ class Authenticator:
                     return
                 doorway = self._arrivals.popleft()
                 self._doorways[doorway.events] = doorway
+                self._breaker.add(doorway.intake)
                 poller.register(doorway.events, zmq.POLLIN)
             if self._requests in ready:
                 self._take(self._requests.recv_multipart())
@@ -182,6 +193,16 @@ class Authenticator:
         if doorway.events.closed:
             poller.unregister(doorway.events)
             del self._doorways[doorway.events]
+            self._breaker.remove(doorway.intake)
+
+    def _guard_memory(self) -> float:
+        """In how many seconds to look again."""
+        try:
+            return self._breaker.look(time.monotonic())
+        except Exception:
+            # As above.
+            log.exception("%s: its memory is not guarded", self._name)
+            return _BEAT_S
 
     def _why_broken(self) -> str:
         if self._security.guard is not None:
@@ -202,8 +223,9 @@ class Authenticator:
         else:
             self._requests.send_multipart([*envelope, *answer])
 
-    def _pause_ms(self) -> int:
-        due_s = self._held[0][0] - time.monotonic() if self._held else _BEAT_S
+    def _pause_ms(self, due_s: float) -> int:
+        if self._held:
+            due_s = min(due_s, self._held[0][0] - time.monotonic())
         return math.ceil(1000 * min(_BEAT_S, max(0.0, due_s)))
 
     def _tell_held(self) -> None:

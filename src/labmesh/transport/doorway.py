@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import socket as stdlib_socket
+import struct
+from typing import TYPE_CHECKING
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-__all__ = ["EVENTS", "Doorway", "peer_address", "peer_of"]
+if TYPE_CHECKING:
+    from labmesh.transport.breaker import Intake
+
+__all__ = ["EVENTS", "Doorway", "descriptor_of", "peer_address", "peer_of"]
 
 EVENTS = (
     zmq.EVENT_ACCEPTED
@@ -15,6 +20,9 @@ EVENTS = (
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_MONITOR_STOPPED
 )
+
+#: What was not sent yet is dropped, and the peer is told at once.
+_NO_LINGER = struct.pack("ii", 1, 0)
 
 
 class Doorway:
@@ -24,9 +32,10 @@ class Doorway:
     never hears of it.
     """
 
-    def __init__(self, events: zmq.Socket[bytes], domain: str) -> None:
+    def __init__(self, events: zmq.Socket[bytes], domain: str, intake: Intake) -> None:
         self.events = events
         self.domain = domain
+        self.intake = intake
         self._addresses: dict[int, str] = {}
         self._broken = False
 
@@ -38,11 +47,13 @@ class Doorway:
             self.events.close(0)
         elif event == zmq.EVENT_ACCEPTED:
             self._addresses[value] = peer_address(value)
+            self.intake.accepted(value)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             # It does not tell whose; the next event is the end of that connection.
             self._broken = True
         elif event == zmq.EVENT_DISCONNECTED:
             address = self._addresses.pop(value, "")
+            self.intake.ended(value)
             broken, self._broken = self._broken, False
             return address if broken else None
         return None
@@ -60,6 +71,14 @@ def peer_address(descriptor: int) -> str:
     return "" if peer is None else peer[0]
 
 
+def descriptor_of(frame: zmq.Frame) -> int | None:
+    """Of the connection that this frame came over; None: it has ended."""
+    try:
+        return int(str(frame.get("__fd")))
+    except zmq.ZMQError:  # libzmq's own message about a connection that has ended
+        return None
+
+
 def peer_of(descriptor: int, *, cut: bool = False) -> tuple[str, int] | None:
     """Address and port behind a connection of libzmq; None: it has ended.
 
@@ -75,6 +94,8 @@ def peer_of(descriptor: int, *, cut: bool = False) -> tuple[str, int] | None:
             return None
         name = peer.getpeername()
         if cut:
+            # Else a peer that pours on would wait for its end, and its connection with it.
+            peer.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, _NO_LINGER)
             peer.shutdown(stdlib_socket.SHUT_RDWR)
         return str(name[0]), int(name[1])
     except OSError:

@@ -17,7 +17,7 @@ from labmesh.protocol.admission import Admission
 from labmesh.protocol.codec import encode_value
 from labmesh.protocol.publishing import Publications
 from labmesh.protocol.seldom import Seldom
-from labmesh.transport.audience import Audience
+from labmesh.transport.audience import WAITING_BYTES, Audience
 from labmesh.transport.channel import POLLIN, events_of, skip
 from labmesh.transport.forwarding import Forwarding
 from labmesh.transport.sockets import Sockets
@@ -26,13 +26,15 @@ __all__ = ["Proxy"]
 
 log = logging.getLogger(__name__)
 
-_BATCH = 1000
+_BATCH = 50
 _STOP, _ASK = b"", b"?"
 _NOBLOCK = int(zmq.NOBLOCK)
 _MARK = b"mark."
 #: So soon a change of the allow-list is seen, and so often it is looked whose time is over.
 _LOOK_MS = 200
 _LOOK_S = 1.0
+#: How often it is looked who does not keep up, while as much is sent as may wait for one.
+_COUNTS = 8
 
 
 class Proxy:
@@ -58,6 +60,8 @@ class Proxy:
         #: by mark: what else its subscriber asked for and did not get, as the payload says it
         self._not_taken: dict[bytes, bytes] = {}
         self._look_at = 0.0
+        #: when so many bytes were sent it is looked who does not keep up
+        self._count_at = 0
         self._warnings = Seldom()
         #: messages on the subscribers' side that were no subscription
         self.dropped = 0
@@ -79,6 +83,12 @@ class Proxy:
     def subscriptions_refused(self) -> int:
         """Subscriptions to no topic of labmesh, beyond a limit, or of keys that were revoked."""
         return self._admission.refused + self._audience.refused
+
+    @property
+    def connections_ended(self) -> int:
+        """Subscribers' connections: of keys that were revoked, of who asked without end, or did not
+        keep up."""
+        return self._audience.cut
 
     @property
     def refused(self) -> dict[str, int]:
@@ -115,6 +125,9 @@ class Proxy:
                 self._read_subscriptions()
             if self._in in ready:
                 self.events.forward()
+                if self.events.sent_bytes >= self._count_at:
+                    self._count_at = self.events.sent_bytes + WAITING_BYTES // _COUNTS
+                    self._audience.end_those_behind(self.events)
             if self._far in ready:
                 frames = self._far.recv_multipart()
                 if frames == [_STOP]:

@@ -19,6 +19,7 @@ from labmesh.protocol.addresses import Address, parse_bind, parse_connect
 from labmesh.protocol.messages import NodeRecord
 from labmesh.transport.auth import Authenticator
 from labmesh.transport.binding import bind_error, has_ipv6, is_ip, resolve
+from labmesh.transport.breaker import Intake
 from labmesh.transport.key_pairs import KeyPair
 from labmesh.transport.keys import Guard, Security
 from labmesh.transport.witness import Witness
@@ -39,8 +40,17 @@ MAX_FRAME_BYTES = {
     "retrieve": 64 * 2**10,
 }
 
-#: Messages that may wait for one slow peer before the next is dropped.
-SEND_LIMIT = {"retrieve": 16, "xpub": 10_000}
+#: Messages that may wait for one slow peer before the next is dropped. Not to be changed while
+#: there are connections: libzmq then takes empty queues for full ones, or breaks down.
+SEND_LIMIT = {"retrieve": 16, "xpub": 20_000}
+
+#: Messages that may wait to be read, of one peer. Before it hands out the first subscription,
+#: ZeroMQ takes all that are there into its own tree: that is to be one. (The name that the
+#: handshake gave the peer counts as another, for ever.)
+RECEIVE_LIMIT = {"xpub": 2}
+#: And bytes that the system keeps of it beside; -1: as many as it likes. They are read even after
+#: their connection was ended.
+RECEIVE_BYTES = {"xpub": 64 * 2**10}
 
 # A half-open link is noticed within 4 s; without these it was not noticed at all.
 _HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 1000, 3000, 4000
@@ -72,6 +82,7 @@ class Sockets:
         self._authenticator: Authenticator | None = None
         self._sockets: list[Socket] = []
         self._monitors: dict[Socket, Socket] = {}
+        self._intakes: dict[Socket, Intake] = {}
         self._pairs = itertools.count()
         #: endpoint → how many of the keys that its server may have were tried in vain
         self._tried: dict[str, int] = {}
@@ -95,6 +106,15 @@ class Sockets:
         """Connections that were turned away so far; not those that hung up before they were."""
         return self._authenticator.refused if self._authenticator else 0
 
+    @property
+    def cut(self) -> int:
+        """Connections that were ended so far because of messages without an end."""
+        return self._authenticator.cut if self._authenticator else 0
+
+    def intake(self, socket: Socket) -> Intake:
+        """What the reader of a server socket tells of the messages that it takes."""
+        return self._intakes[socket]
+
     def bind(self, kind: int, address: Address, *, role: str, owner: str) -> tuple[Socket, Address]:
         """A server socket, and the address with the port that it got.
 
@@ -114,10 +134,12 @@ class Sockets:
         socket = self._new(kind)
         socket.maxmsgsize = MAX_FRAME_BYTES[role]
         socket.sndhwm = SEND_LIMIT.get(role, 1000)
+        socket.rcvhwm = RECEIVE_LIMIT.get(role, 1000)
+        socket.rcvbuf = RECEIVE_BYTES.get(role, -1)
         domain = f"labmesh/{self.security.network}/{role}"
         socket.zap_domain = domain.encode()
         socket.set(_ENFORCE_ZAP_DOMAIN, 1)
-        self._authenticator.watch(socket, domain)
+        self._intakes[socket] = self._authenticator.watch(socket, domain)
         own = self._own_keys("server")
         if own is not None:
             socket.curve_server = True
@@ -278,6 +300,7 @@ class Sockets:
         """Close one socket, and what tells of it; ``linger_ms`` lets its last messages leave."""
         if socket in self._sockets:
             self._sockets.remove(socket)
+        self._intakes.pop(socket, None)
         if not socket.closed:
             # In this order: libzmq waits for ever, and with it all connections of this node, when
             # it has something to tell and the other end is gone.
