@@ -24,6 +24,10 @@ _BLOCKING = Candidate(
     sources=SOURCES,
 )
 _ASYNC = replace(_BLOCKING, name="labmesh-async", title="labmesh, async client", client="ask-async")
+#: What ``pip install 'labmesh[speed]'`` brings.
+_UVLOOP = replace(
+    _ASYNC, name="labmesh-uvloop", title="labmesh, async client, uvloop", client="ask-uvloop"
+)
 
 _CANDIDATES = (
     Candidate(_RAW, "raw pyzmq (the limit)", "on_pyzmq.py", "here"),
@@ -36,6 +40,7 @@ _CANDIDATES = (
     ),
     _BLOCKING,
     _ASYNC,
+    _UVLOOP,
     Candidate("pyro5", "Pyro5, msgpack", "on_pyro5.py", "peers", ("Pyro5", "msgpack", "numpy")),
     Candidate("zenoh", "zenoh, queryable", "on_zenoh.py", "peers", ("eclipse-zenoh", "numpy")),
     Candidate(
@@ -78,6 +83,8 @@ def _verdicts(results: Results) -> list[Verdict]:
         share(results, "in_flight", _ASYNC.name, _RAW_MULTIPART, 0.40),
         ahead(results, "in_flight", _ASYNC.name, _OLD, [_OLD], 8.0),
         ahead(results, "in_flight", _ASYNC.name, "every peer", peers, 1.0),
+        share(results, "in_flight", _UVLOOP.name, _RAW_MULTIPART, 0.40),
+        ahead(results, "in_flight", _UVLOOP.name, _OLD, [_OLD], 8.0),
         ahead(results, "array_8mb", _BLOCKING.name, "every peer over TCP", over_tcp, 1.8),
         ahead(results, "array_8mb", _ASYNC.name, "every peer over TCP", over_tcp, 1.8),
     ]
@@ -89,6 +96,6 @@ CALLS = Suite(
     candidates=_CANDIDATES,
     measurements=_MEASUREMENTS,
     base=_RAW,
-    ours=(_BLOCKING.name, _ASYNC.name),
+    ours=(_BLOCKING.name, _ASYNC.name, _UVLOOP.name),
     verdicts=_verdicts,
 )

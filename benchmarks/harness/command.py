@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -66,7 +67,11 @@ def main(suite: Suite, arguments: Sequence[str] | None = None) -> int:
 
 def _pace(suite: Suite, options: argparse.Namespace) -> Pace:
     usual = suite.quick if options.quick else suite.full
-    return Pace(options.rounds or usual.rounds, options.seconds or usual.seconds, usual.warm_up_s)
+    return replace(
+        usual,
+        rounds=options.rounds or usual.rounds,
+        seconds=options.seconds or usual.seconds,
+    )
 
 
 def _run_parts(

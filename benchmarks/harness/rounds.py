@@ -86,12 +86,12 @@ def run(
         all_programs = _start_all(candidates, start, running, results)
         for measurement in measurements:
             for programs in all_programs:
-                _measure(programs, measurement, pace.warm_up_s, results, keep=False)
+                _measure(programs, measurement, pace, results, keep=False)
         for number in range(pace.rounds):
             print(f"round {number + 1} of {pace.rounds}", file=sys.stderr)
             for measurement in measurements:
                 for programs in _rotated(all_programs, number):
-                    _measure(programs, measurement, pace.seconds, results)
+                    _measure(programs, measurement, pace, results)
     return results
 
 
@@ -113,7 +113,7 @@ def _start_all(
 def _measure(
     programs: Programs,
     measurement: Measurement,
-    seconds: float,
+    pace: Pace,
     results: Results,
     *,
     keep: bool = True,
@@ -121,7 +121,10 @@ def _measure(
     name = programs.candidate.name
     if name in results.failures:
         return
+    seconds = pace.seconds if keep else pace.warm_up_s
     order: dict[str, Any] = {**measurement.order, "seconds": seconds}
+    if pace.count is not None and "count" in order:
+        order["count"] = min(order["count"], pace.count)
     try:
         figures = programs.measure(order)
     except PeerFailed as exc:

@@ -23,6 +23,8 @@ class Pace:
     #: of each measurement of each candidate in each round
     seconds: float
     warm_up_s: float
+    #: at most so many where a measurement says how many; None: as it says
+    count: int | None = None
 
 
 @dataclass(frozen=True)

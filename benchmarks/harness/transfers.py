@@ -91,5 +91,5 @@ TRANSFERS = Suite(
     verdicts=_verdicts,
     # A dataset takes as long as it takes: each measurement is one of them, or one lot of them.
     full=Pace(rounds=7, seconds=0.0, warm_up_s=0.0),
-    quick=Pace(rounds=1, seconds=0.0, warm_up_s=0.0),
+    quick=Pace(rounds=1, seconds=0.0, warm_up_s=0.0, count=50),
 )

@@ -34,6 +34,8 @@ _FEWEST = 5
 _CONNECT_S = 20.0
 
 Client = TypeVar("Client")
+#: Makes an event loop.
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
 
 
 class BlockingCalls(Protocol):
@@ -143,18 +145,21 @@ def answer_orders(
 
 
 def answer_async(
-    opened: Callable[[str], AbstractAsyncContextManager[AsyncCalls]], *distributions: str
+    opened: Callable[[str], AbstractAsyncContextManager[AsyncCalls]],
+    *distributions: str,
+    new_loop: NewLoop | None = None,
 ) -> None:
     """The same with a client for asyncio."""
-    answer_orders_async(opened, _measure_async, *distributions)
+    answer_orders_async(opened, _measure_async, *distributions, new_loop=new_loop)
 
 
 def answer_orders_async(
     opened: Callable[[str], AbstractAsyncContextManager[Client]],
     measure: Callable[[Client, dict[str, Any]], Awaitable[dict[str, float]]],
     *distributions: str,
+    new_loop: NewLoop | None = None,
 ) -> None:
-    """The same with a measurement of one's own."""
+    """The same with a measurement of one's own, on asyncio's own loop or another one."""
 
     async def answer() -> None:
         async with opened(sys.argv[2]) as client:
@@ -162,7 +167,8 @@ def answer_orders_async(
             while line := await asyncio.to_thread(sys.stdin.readline):
                 _answer(await measure(client, json.loads(line)))
 
-    asyncio.run(answer())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(answer())
 
 
 def by_threads(calls: Iterable[Callable[[], object]], deadline: float) -> int:

@@ -137,6 +137,11 @@ def main() -> None:
             asyncio.run(_serve(sys.argv[2]))
         case "ask-async":
             answer_async(_async, "pyzmq", "msgspec", "numpy")
+        case "ask-uvloop":
+            import uvloop
+
+            distributions = ("pyzmq", "msgspec", "numpy", "uvloop")
+            answer_async(_async, *distributions, new_loop=uvloop.new_event_loop)
         case "ask-both":
             answer_blocking(_both, "pyzmq", "msgspec", "numpy")
         case _:

@@ -302,6 +302,7 @@ class RelayAgent(Member):
             epoch=self.epoch,
             handle=self._handle,
             handle_call=self._desk.take,
+            greet=self._desk.callers.greet,
             lock=self._desk.lock,
             permits=Permits.of(
                 self._sockets.security,

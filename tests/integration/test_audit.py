@@ -146,6 +146,9 @@ async def test_in_mode_keys_the_journals_have_who_did_what(
         ("client:vic", "set_voltage", [9.0], "refused", "Forbidden"),
     ]
     assert [each[1] for each in (at_relay[0], at_relay[-1])] == ["start", "stop"]
+    driver = ("set_voltage", "unlock", "limit", "fail")
+    calls = [each for each in lines_of(base / "relay-psu-1.jsonl") if each.method in driver]
+    assert {each.what for each in calls} == {"call"}, "also those that were refused"
     first = lines_of(base / "relay-psu-1.jsonl")[1]
     assert first.address == "127.0.0.1"
     mark = fingerprint(keys.pairs["ana"].public.decode())

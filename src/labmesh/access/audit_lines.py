@@ -29,6 +29,7 @@ from labmesh.protocol.messages import (
     UploadStart,
     UploadWhole,
 )
+from labmesh.protocol.packs import PlainCall
 
 __all__ = [
     "ACTS",
@@ -58,6 +59,7 @@ ACTS: dict[type[Request], tuple[str, str]] = {
 #: The same, only when they failed.
 ATTEMPTS: dict[type[Request], tuple[str, str]] = {
     Call: ("call", ""),
+    PlainCall: ("call", ""),
     Batch: ("call", "batch"),
     Release: ("lease", "release"),
     UploadStart: ("upload", "start"),

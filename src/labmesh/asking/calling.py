@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from labmesh.asking.links import NodeLinks
 from labmesh.errors import LabmeshError, LinkLost, NotSent, OutcomeUnknown, StaleEpoch
-from labmesh.protocol.caller import limit_of
+from labmesh.protocol.caller import CallProgress, limit_of
 from labmesh.protocol.messages import (
     Access,
     Batch,
@@ -89,7 +89,7 @@ class Calls:
             return await self._at_home(elsewhere)
         link = self._links.to_relays.get(relay_id)
         began = time.monotonic()
-        deadline = began + limit_of(timeout, limit_s)
+        deadline = began + (limit_s if timeout is None else limit_of(timeout, limit_s))
         try:
             if link is not None and link.up:
                 # One coroutine a call: each further one costs.
@@ -108,6 +108,8 @@ class Calls:
                     except asyncio.CancelledError:
                         link.take_back(pending)
                         raise
+                    if isinstance(answered, Result):
+                        return answered.value
                     return link.value_of(pending, answered)
                 except NotSent:
                     if link.up:
@@ -128,17 +130,18 @@ class Calls:
         deadline: float,
         sent_at: float | None = None,
         heard_at: float | None = None,
+        state: CallProgress = "",
     ) -> Result | BatchResult:
         """See :meth:`labmesh.client.DirectorClientAgent.settle_call`."""
         reply: type[Result] | type[BatchResult] = (
             Result if isinstance(request, Call) else BatchResult
         )
-        link = self._links.to_relays.get(relay_id)
+        link = self._links.get(relay_id)
         if link is None:
             raise _closed(relay_id, request)
         try:
             return await link.settle(
-                request, reply, deadline=deadline, sent_at=sent_at, heard_at=heard_at
+                request, reply, deadline=deadline, sent_at=sent_at, heard_at=heard_at, state=state
             )
         except _AGAIN as exc:
             again = ""
@@ -208,7 +211,7 @@ class Calls:
         self, relay_id: str, method: str, until: float, began: float, patient: bool
     ) -> bool:
         """As its relay describes it; as it described it last, while it cannot be asked."""
-        link = self._links.to_relays.get(relay_id)
+        link = self._links.get(relay_id)
         known = self._idempotent.get(relay_id)
         now = time.monotonic()
         ask_until = now

@@ -167,13 +167,13 @@ class BlockingCalls:
         except Unsent:
             return None
         except Unsettled as exc:
-            sent_at, heard_at = exc.sent_at, exc.heard_at
+            sent_at, heard_at, state = exc.sent_at, exc.heard_at, exc.state
             log.info("call %s of %s is settled over the link: %s", request.id, relay_id, exc)
         except LabmeshError as error:
             # The way through this package says nothing to whoever made the call.
             raise error.with_traceback(None)  # noqa: B904  (it is the same error)
         work = self._client.settle_call(
-            relay_id, request, deadline=deadline, sent_at=sent_at, heard_at=heard_at
+            relay_id, request, deadline=deadline, sent_at=sent_at, heard_at=heard_at, state=state
         )
         settled = self._background.run(work)
         assert isinstance(settled, wanted)

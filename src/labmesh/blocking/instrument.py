@@ -173,13 +173,15 @@ class Instrument:
             with psu.lease(note="T sweep"):
                 psu.voltage = 2.5
 
-        Others still read. It is acquired at once and renewed in the background; without ``with``,
-        end it by ``lease.release()``. When this program vanishes without that, the driver's
+        Others still read. A call of somebody else that is running is waited for, up to 5 s. It is
+        renewed in the background; without ``with``, keep it in a variable, and end it by
+        ``lease.release()``. When this program vanishes without that, the driver's
         ``safe_state()``, if it has one, is called.
 
         :param note: why, for those who find the instrument locked.
         :param ttl: seconds after which a program that vanished no longer holds it.
         :raises Locked: somebody holds it; the text says who, since when, and why.
+        :raises Busy: somebody else's call runs on, and may write; the text says which, and whose.
         """
         return hold(self._session, self._relay, ttl, note)
 

@@ -34,7 +34,7 @@ class Mailbox:
         """Append a reading."""
         with self._moved:
             if not self._closed:
-                self._inbox.put(reading, key=reading.relay_id)
+                self._inbox.put(reading, key=reading.relay_id, size=reading.size)
                 self._moved.notify()
 
     def close(self) -> None:

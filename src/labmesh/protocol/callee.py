@@ -90,18 +90,17 @@ class Callee:
         self._max_open = max_open
         self._began_at = began_at
         self._limit_s = limit_s
-        #: open calls, and those of sessions that ended and are remembered
-        self._calls: dict[tuple[Owner, str], OpenCall] = {}
-        self._open_of: dict[Owner, int] = {}
         #: those that are too new for a sign of life; most calls end as such
         self._young: deque[OpenCall] = deque()
         self._deadlines = Alarms[int]()
         self._signs = Alarms[int]()
         self._lasting: dict[int, OpenCall] = {}
-        self._past = PastCalls(self._calls, memory)
+        self._past = PastCalls(memory)
+        #: of each owner: its open calls, and those of a session that ended and are remembered
+        self._known = self._past.known
 
     def __len__(self) -> int:
-        return sum(self._open_of.values())
+        return sum(each.open for each in self._known.values())
 
     @property
     def remembered(self) -> int:
@@ -132,8 +131,8 @@ class Callee:
         :raises OutcomeUnknown: the id is too old: whether it ran is forgotten.
         :raises ProtocolError: the id is not what ids of a session are.
         """
-        key = (owner, request.id)
-        known = self._calls.get(key)
+        of_owner = self._known.get(owner)
+        known = None if of_owner is None else of_owner.calls.get(request.id)
         if known is not None:
             if not request.session:
                 raise Conflict(f"call {request.id} is already open; a new call needs a new id")
@@ -148,12 +147,12 @@ class Callee:
             known.heard_at = now
             return known
         if request.session:
-            self._past.refuse_used(owner, request.id)
+            self._past.refuse_used(of_owner, owner, request.id)
         return None
 
     def has_come(self, owner: Owner, request_id: str) -> bool:
         """Whether this call is open, or has ended and is remembered."""
-        return (owner, request_id) in self._calls
+        return self._call(owner, request_id) is not None
 
     def accept(self, opened: OpenCall) -> None:
         """Take a new call in.
@@ -161,11 +160,12 @@ class Callee:
         :raises Busy: its owner has too many open calls.
         """
         owner, now = opened.owner, opened.accepted_at
-        count = self._open_of.get(owner, 0)
-        if count >= self._max_open:
+        known = self._known.get(owner) or self._past.know(owner)
+        if known.open >= self._max_open:
+            count = known.open
             raise Busy(f"{count} calls of this client are open, the limit; wait for some to end")
-        self._calls[owner, opened.id] = opened
-        self._open_of[owner] = count + 1
+        known.open += 1
+        known.calls[opened.id] = opened
         if opened.deadline < now + FIRST_SIGN_S:
             self._watch(opened)
         else:
@@ -175,7 +175,7 @@ class Callee:
 
     def refused(self, owner: Owner, call_id: str, now: float) -> None:
         """A call of a session was refused: it must not run either when it comes once more."""
-        if (owner, call_id) not in self._calls:
+        if self._call(owner, call_id) is None:
             self._past.withdraw(owner, call_id, now)
 
     def deadline_of(self, deadline: float | None, now: float) -> float:
@@ -190,10 +190,15 @@ class Callee:
 
     def find(self, owner: Owner, call_id: str) -> OpenCall:
         """:raises NotFound: this client has no open call of this id."""
-        found = self._calls.get((owner, call_id))
+        found = self._call(owner, call_id)
         if found is None or found.ended is not None:
             raise NotFound(f"no call {call_id} is open here; it has ended, or never arrived")
         return found
+
+    def _call(self, owner: Owner, call_id: str) -> OpenCall | None:
+        """The call, if it is open or remembered."""
+        known = self._known.get(owner)
+        return None if known is None else known.calls.get(call_id)
 
     # ── calls end ───────────────────────────────────────────────────────────────────────────────
 
@@ -204,21 +209,12 @@ class Callee:
         if opened.ended is not None:
             return False
         opened.ended, opened.ended_at = outcome, now
-        owner = opened.owner
-        left = self._open_of[owner] - 1
-        if left:
-            self._open_of[owner] = left
-        else:
-            del self._open_of[owner]
         if self._lasting:
             key = id(opened)
             if self._lasting.pop(key, None) is not None:
                 self._deadlines.drop(key)
                 self._signs.drop(key)
-        if not opened.kept:
-            del self._calls[owner, opened.id]
-            return True
-        self._past.add(opened, reply)
+        self._past.end(opened, reply)
         return True
 
     # ── questions ───────────────────────────────────────────────────────────────────────────────
@@ -232,8 +228,7 @@ class Callee:
         :param kept: its calls are remembered when they have ended: it has a session.
         :raises OutcomeUnknown: it is too long ago to tell.
         """
-        key = (owner, call_id)
-        known = self._calls.get(key)
+        known = self._call(owner, call_id)
         if known is not None:
             return known
         if not kept:

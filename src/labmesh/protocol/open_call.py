@@ -71,8 +71,9 @@ def given_of(request: Invocation) -> int:
     """
     if not isinstance(request, Call):
         return 0
-    values = (*request.args, *request.kwargs.values())
+    args, kwargs = request.args, request.kwargs
+    values = (*args, *kwargs.values()) if kwargs else tuple(args)
     for each in values:
         if type(each) not in _PLAIN or each != each:
             return 0
-    return hash((values, *request.kwargs, request.access)) or 1
+    return hash((values, *kwargs, request.access) if kwargs else (values, request.access)) or 1

@@ -33,6 +33,7 @@ __all__ = [
     "fits",
     "is_pack",
     "pack",
+    "read_call",
     "read_calls",
     "read_results",
     "unpack",
@@ -70,6 +71,10 @@ class PlainResult(Result, frozen=True, kw_only=True, omit_defaults=True, tag="re
     value: _Scalar = None
 
 
+#: How the header of a call begins, behind the byte that counts its fields.
+_CALL: Final = b"\xa4type\xa4call"
+
+_read_call = msgspec.msgpack.Decoder(PlainCall).decode
 _read_calls = msgspec.msgpack.Decoder(list[PlainCall | Untyped]).decode
 _read_results = msgspec.msgpack.Decoder(list[PlainResult | Untyped]).decode
 _ONLY_CALLS: Final = {PlainCall}
@@ -109,11 +114,28 @@ def read_calls(frame: Buffer) -> list[PlainCall] | None:
     if set(map(type, found)) != _ONLY_CALLS or len(found) > MAX_PACK:
         return None
     calls: list[PlainCall] = found  # type: ignore[assignment]  # as the set of their types says
+    return calls if _are_finite(calls) else None
+
+
+def read_call(header: Buffer) -> PlainCall | None:
+    """A plain call that travels alone; None: it is for the codec, as with :func:`read_calls`."""
+    if type(header) is not bytes or len(header) > MAX_MEMBER_BYTES:
+        return None
+    if not header.startswith(_CALL, 1):
+        return None
+    try:
+        call = _read_call(header)
+    except FAULTS:
+        return None
+    return call if _are_finite((call,)) else None
+
+
+def _are_finite(calls: Sequence[PlainCall]) -> bool:
     times = 0.0
     for each in calls:
         times += (each.deadline or 0.0) + (each.arrive_by or 0.0)
     # One that is not finite makes the sum so, which then differs from itself, or its difference.
-    return calls if times - times == 0.0 else None
+    return times - times == 0.0
 
 
 def read_results(frame: Buffer) -> list[PlainResult] | None:

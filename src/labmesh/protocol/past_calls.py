@@ -16,9 +16,7 @@ from labmesh.errors import Cancelled, OutcomeUnknown, ProtocolError
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.open_call import OpenCall, Owner
 
-__all__ = ["Memory", "PastCalls"]
-
-Calls = dict[tuple[Owner, str], OpenCall]
+__all__ = ["Known", "Memory", "PastCalls"]
 
 #: A session that has too many calls loses so small a part of them at once.
 _BLOCK = 128
@@ -46,17 +44,17 @@ class Memory(NamedTuple):
 
 
 class PastCalls:
-    """The memory of one callee.
+    """The memory of one callee, with what is open."""
 
-    :param calls: the callee's calls by owner and id; those that are forgotten are taken out.
-    """
-
-    def __init__(self, calls: Calls, memory: Memory) -> None:
-        self._calls = calls
+    def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._sessions: dict[Owner, _Session] = {}
+        # Plain attributes: they are looked at with each call.
+        self._calls, self._calls_of_one = memory.calls, memory.calls_of_one
+        self._size_of_reply = memory.size_of_reply
+        #: by owner, who it is that something is known of
+        self.known: dict[Owner, Known] = {}
         #: sessions with calls that ended, by when the oldest of them did, or by an earlier time
-        self._order: list[tuple[float, int, _Session]] = []
+        self._order: list[tuple[float, int, Known]] = []
         self._turn = 0
         self._count = 0
         self._size = 0
@@ -79,19 +77,20 @@ class PastCalls:
 
     @property
     def sessions(self) -> int:
-        """Sessions that something is known of."""
-        return len(self._sessions) + len(self._used)
+        """Sessions of which more is known than what they have open."""
+        return sum(each.is_past for each in self.known.values()) + len(self._used)
 
-    def refuse_used(self, owner: Owner, call_id: str) -> None:
+    def refuse_used(self, known: Known | None, owner: Owner, call_id: str) -> None:
         """Refuse the id of a call that is not known, if it may not be that of a new one.
+
+        :param known: what is known of its owner.
 
         :raises OutcomeUnknown: it is too old: whether it ran is forgotten.
         :raises Cancelled: its owner was told that it will never run.
         :raises ProtocolError: it is not what ids of a session are.
         """
         number = number_of(call_id)
-        session = self._sessions.get(owner)
-        if session is not None and number > session.used_until and not session.withdrawn:
+        if known is not None and number > known.used_until and not known.withdrawn:
             return  # as nearly always
         if number <= self._used_until(owner):
             raise OutcomeUnknown(
@@ -100,33 +99,36 @@ class PastCalls:
         if (owner, number) in self._withdrawn:
             raise Cancelled(f"call {call_id} was given up; it did not run and will not")
 
-    def add(self, opened: OpenCall, reply: list[Buffer] | None) -> None:
-        """A call ended. Its reply is kept if it is not too large."""
-        memory, owner = self._memory, opened.owner
-        session = self._sessions.get(owner) or self._session(owner)
-        ended = session.ended
+    def end(self, opened: OpenCall, reply: list[Buffer] | None) -> None:
+        """A call ended. If it is to be kept, its reply is, too, where that is not too large."""
+        known = self.known[opened.owner]
+        known.open -= 1
+        if not opened.kept:
+            del known.calls[opened.id]
+            self._let_go(known)
+            return
+        ended = known.ended
         ended.append(opened)
-        session.last_at = opened.ended_at
+        known.last_at = opened.ended_at
         self._count += 1
-        if not session.listed:
-            self._list(session, opened.ended_at)
+        if not known.listed:
+            self._list(known, opened.ended_at)
         if reply is not None:
             size = len(reply[0]) if len(reply) == 1 else sum(map(len, reply))
-            if size <= memory.size_of_reply:
+            if size <= self._size_of_reply:
                 opened.reply = reply
-                session.size += size
+                known.size += size
                 self._size += size
-        if (
-            len(ended) > memory.calls_of_one
-            or session.size > memory.size_of_one
-            or self._count > memory.calls
-            or self._size > memory.size
-        ):
-            self._make_room(session)
+        if len(ended) > self._calls_of_one or self._count > self._calls or self._is_large(known):
+            self._make_room(known)
+
+    def _is_large(self, known: Known) -> bool:
+        memory = self._memory
+        return known.size > memory.size_of_one or self._size > memory.size
 
     def withdraw(self, owner: Owner, call_id: str, now: float) -> None:
         """From here on a call of this id does not run. It must not be known."""
-        memory, session, number = self._memory, self._session(owner), number_of(call_id)
+        memory, session, number = self._memory, self.know(owner), number_of(call_id)
         session.last_at = now
         # A second time it moves to the end, as what is young.
         session.withdrawn.pop(number, None)
@@ -163,26 +165,27 @@ class PastCalls:
         return number_of(call_id) <= self._used_until(owner)
 
     def _used_until(self, owner: Owner) -> int:
-        session = self._sessions.get(owner) or self._used.get(owner)
+        session = self.known.get(owner) or self._used.get(owner)
         return 0 if session is None else session.used_until
 
-    def _session(self, owner: Owner) -> _Session:
-        session = self._sessions.get(owner)
-        if session is None:
-            session = self._sessions[owner] = _Session(owner)
+    def know(self, owner: Owner) -> Known:
+        """What is known of this owner, from now on kept."""
+        known = self.known.get(owner)
+        if known is None:
+            known = self.known[owner] = Known(owner)
             used = self._used.pop(owner, None)
             if used is not None:
-                session.used_until = used.used_until
-        return session
+                known.used_until = used.used_until
+        return known
 
-    def _list(self, session: _Session, ended_at: float) -> None:
+    def _list(self, session: Known, ended_at: float) -> None:
         session.listed = True
         self._turn += 1
         heappush(self._order, (ended_at, self._turn, session))
         if self.next_at == math.inf:
             self.next_at = ended_at + self._memory.seconds
 
-    def _oldest(self) -> _Session | None:
+    def _oldest(self) -> Known | None:
         """The session of the call that ended first of all that are known."""
         order = self._order
         while order:
@@ -198,7 +201,7 @@ class PastCalls:
             heapreplace(order, (ended_at, self._turn, session))
         return None
 
-    def _make_room(self, session: _Session) -> None:
+    def _make_room(self, session: Known) -> None:
         memory = self._memory
         too_many = len(session.ended) - memory.calls_of_one
         if too_many > 0:
@@ -211,47 +214,68 @@ class PastCalls:
             assert oldest is not None
             self._forget(oldest, 1)
 
-    def _forget(self, session: _Session, count: int) -> None:
+    def _forget(self, session: Known, count: int) -> None:
         """The oldest of a session."""
-        calls, ended, owner = self._calls, session.ended, session.owner
-        freed = used = 0
+        calls, ended = session.calls, session.ended
+        freed = 0
+        ids = []
         for _ in range(count):
             opened = ended.popleft()
             call_id, reply = opened.id, opened.reply
-            del calls[owner, call_id]
-            used = max(used, int(call_id))
+            ids.append(call_id)
+            del calls[call_id]
             if reply is not None:
                 freed += len(reply[0]) if len(reply) == 1 else sum(map(len, reply))
         self._count -= count
         session.size -= freed
         self._size -= freed
-        self._raise_used(owner, session, used)
+        self._raise_used(session, max(map(int, ids)))
 
     def _count_as_used(self, owner: Owner, number: int) -> None:
-        session = self._sessions[owner]
+        session = self.known[owner]
         del session.withdrawn[number]
         del self._withdrawn[owner, number]
-        self._raise_used(owner, session, number)
+        self._raise_used(session, number)
 
-    def _raise_used(self, owner: Owner, session: _Session, number: int) -> None:
+    def _raise_used(self, session: Known, number: int) -> None:
         if number > session.used_until:
             session.used_until = number
-        if session.ended or session.withdrawn:
+        self._let_go(session)
+
+    def _let_go(self, known: Known) -> None:
+        """Of an owner that has nothing any more, one number is left."""
+        if known.open or known.is_past:
             return
-        del self._sessions[owner]
-        self._used[owner] = _Used(session.used_until, session.last_at)
+        del self.known[known.owner]
+        if not known.used_until:
+            return
+        self._used[known.owner] = _Used(known.used_until, known.last_at)
         if len(self._used) > self._memory.sessions:
             _, lost = self._used.popitem(last=False)
             self.lost_until = max(self.lost_until, lost.last_at)
 
 
-class _Session:
-    """What is known of one session."""
+class Known:
+    """What is known of one owner of calls."""
 
-    __slots__ = ("ended", "last_at", "listed", "owner", "size", "used_until", "withdrawn")
+    __slots__ = (
+        "calls",
+        "ended",
+        "last_at",
+        "listed",
+        "open",
+        "owner",
+        "size",
+        "used_until",
+        "withdrawn",
+    )
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
+        #: those that are open, and those of a session that ended and are remembered
+        self.calls: dict[str, OpenCall] = {}
+        #: how many are open
+        self.open = 0
         #: it has its place among those with calls that ended
         self.listed = False
         self.ended: deque[OpenCall] = deque()
@@ -261,6 +285,11 @@ class _Session:
         #: every id up to this one counts as used
         self.used_until = 0
         self.last_at = -math.inf
+
+    @property
+    def is_past(self) -> bool:
+        """Something is known beside what is open."""
+        return bool(self.ended or self.withdrawn)
 
 
 class _Used(NamedTuple):

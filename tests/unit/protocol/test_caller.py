@@ -45,6 +45,16 @@ def test_before_the_first_pong_no_deadline_can_be_translated() -> None:
     assert offset.translate(110.0) is None
 
 
+@pytest.mark.parametrize("deadline", [100.5, 100.0 + SILENCE_S, 110.0, math.inf])
+def test_the_times_of_a_call_are_those_that_are_translated_one_by_one(deadline: float) -> None:
+    offset, now = ClockOffset(), 100.0
+    assert offset.times_of(deadline, now) == (None, None)
+    offset.learn(clock=500.0, received=100.0)
+    given_up = given_up_at(deadline, now)
+    arrive_by = None if given_up is None else offset.translate(given_up)
+    assert offset.times_of(deadline, now) == (offset.translate(deadline), arrive_by)
+
+
 def test_the_fastest_way_back_that_was_seen_gives_the_offset() -> None:
     offset = ClockOffset()
     offset.learn(clock=500.0, received=100.5)

@@ -31,6 +31,7 @@ from labmesh.protocol.packs import (
     fits,
     is_pack,
     pack,
+    read_call,
     read_calls,
     read_results,
     unpack,
@@ -219,6 +220,10 @@ def test_plain_calls_are_read_as_they_were_sent(sent: list[Call]) -> None:
     found = read_calls(pack(headers_of(sent)))
     assert found is not None
     assert list(map(fields, found)) == list(map(fields, sent))
+    for each, header in zip(sent, headers_of(sent), strict=True):
+        alone = read_call(header)
+        assert alone is not None
+        assert fields(alone) == fields(each)
 
 
 @given(sent=st.lists(any_calls, min_size=2, max_size=3))
@@ -235,6 +240,10 @@ def test_what_is_read_in_one_go_the_codec_would_have_read_alike(sent: list[Call]
     assert found is None or all(map(_is_finite, sent))
     for index, each in enumerate(found or ()):
         assert fields(each) == fields(codec.decode([members[index]]).message)
+    for call, member in zip(sent, members, strict=True):
+        alone = read_call(member)
+        assert alone is None or _is_finite(call)
+        assert alone is None or fields(alone) == fields(codec.decode([member]).message)
 
 
 def _is_finite(call: Call) -> bool:
@@ -290,6 +299,33 @@ def odd(**changed: Any) -> bytes:
 def test_what_is_no_pack_of_plain_calls_is_looked_at_one_by_one(frame: bytes) -> None:
     assert read_calls(pack([odd(), odd()])) is not None
     assert read_calls(frame) is None
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        odd(version=2),
+        odd(deadline=math.nan),
+        odd(arrive_by=math.inf),
+        odd(deadline=math.inf, arrive_by=-math.inf),
+        odd(id=""),
+        odd(args=[[1]]),
+        odd(kwargs={"x": {}}),
+        odd(other="x" * MAX_MEMBER_BYTES),
+        odd() + b"\0",
+        odd()[:-1],
+        memoryview(odd()),
+        msgspec.json.encode(CALL),
+        msgspec.msgpack.encode({"id": "1", "type": "call", "method": "move"}),
+        pack([odd(), odd()]),
+        *headers_of([Cancel(id="2", call="1"), RESULT]),
+        b"\x83",
+        b"",
+    ],
+)
+def test_what_is_no_plain_call_alone_is_for_the_codec(header: bytes) -> None:
+    assert read_call(odd()) is not None
+    assert read_call(header) is None
 
 
 @pytest.mark.parametrize(
