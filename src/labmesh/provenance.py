@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import getpass
-import importlib.metadata
 import logging
 import os
 import platform
@@ -63,7 +62,8 @@ def _module_facts(module: str) -> dict[str, str]:
 
 def _package_of(module: str) -> tuple[str, str] | None:
     """The distribution that a module is from, and its version."""
-    metadata = importlib.metadata
+    from importlib import metadata  # it takes a while to load, and only drivers ask for it
+
     try:
         return module, metadata.version(module)
     except (metadata.PackageNotFoundError, ValueError):

@@ -230,7 +230,7 @@ def test_ls_for_programs(run: Run, mesh: Mesh) -> None:
 def test_show_a_relay(run: Run) -> None:
     out = run("show", "Inst-0").out
     assert out.startswith("Inst-0: PowerSupply\n")
-    assert re.search(r"state, \d+ ms old: .*mode=off", out)
+    assert re.search(r"state, [\d.]+ m?s old: .*mode=off", out)
     for part in ("link ", "relay       registered, heartbeat", "driver      idle", "instrument "):
         assert f"\n  {part}" in out
     assert "set_voltage(value: float) -> float" in out

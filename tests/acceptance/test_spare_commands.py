@@ -22,7 +22,10 @@ Run = Callable[..., tuple[str, str]]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A command in this process: what it printed on stdout, and on stderr."""
     monkeypatch.chdir(tmp_path)
+    # How long it looks for brokers that were killed is no part of what is tested here.
     monkeypatch.setattr("labmesh.cli.doctor._CLOCKS_S", 0.1)
+    monkeypatch.setattr("labmesh.cli.mesh_checkup._PING_S", 0.5)
+    monkeypatch.setattr("labmesh.cli.options._PATIENCE_S", 2.0)
 
     def run_one(*arguments: str) -> tuple[str, str]:
         capsys.readouterr()

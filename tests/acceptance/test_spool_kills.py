@@ -18,7 +18,7 @@ DRAIN_S = 120.0
 
 
 def test_nothing_that_an_upload_kept_is_lost_in_3_kills(start: Start, tmp_path: Path) -> None:
-    kill_relays(start, tmp_path, kills=3, seed=1)
+    kill_relays(start, tmp_path, kills=3, seed=1, within_s=0.4)
 
 
 def test_a_second_relay_on_a_spool_ends_with_an_error(start: Start, tmp_path: Path) -> None:
@@ -74,8 +74,13 @@ class Lab:
         return process
 
 
-def kill_relays(start: Start, folder: Path, *, kills: int, seed: int) -> None:
-    """Kill -9 the relay again and again, at random moments; the bank, too, and it stays away."""
+def kill_relays(
+    start: Start, folder: Path, *, kills: int, seed: int, within_s: float = 1.0
+) -> None:
+    """Kill -9 the relay again and again, at random moments; the bank, too, and it stays away.
+
+    :param within_s: after the first upload, at most so long.
+    """
     chance = random.Random(seed)
     lab = Lab(start, folder)
     bank: Process | None = lab.bank()
@@ -84,7 +89,7 @@ def kill_relays(start: Start, folder: Path, *, kills: int, seed: int) -> None:
     for number in range(kills):
         relay = lab.relay(f"r{number}")
         relay.wait_for("^kept", BEGIN_S)
-        time.sleep(chance.uniform(0, 1.0))  # the moment of the kill is the case under test
+        time.sleep(chance.uniform(0, within_s))  # the moment of the kill is the case under test
         if bank is None:
             bank = lab.bank()
         elif chance.random() < 0.5:

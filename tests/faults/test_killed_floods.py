@@ -9,7 +9,7 @@ from tests.support.processes import Process, program
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("rounds", [6, pytest.param(40, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(40, marks=pytest.mark.soak)])
 def test_a_subscriber_survives_kills_in_the_middle_of_a_message(
     tmp_path: Path, rounds: int
 ) -> None:

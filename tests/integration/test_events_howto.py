@@ -12,6 +12,8 @@ from tests.support.peers import until
 
 from labmesh.cli.app import app
 from labmesh.config import load_config
+from labmesh.protocol.driver_events import RESERVED
+from labmesh.protocol.event_frame import MAX_EVENT_BYTES
 from labmesh.testing import LocalMesh, ScriptedInstrument
 
 HOWTO = (Path(__file__).parents[2] / "docs" / "howto-events.md").read_text(encoding="utf-8")
@@ -65,6 +67,13 @@ async def test_the_howto(tmp_path: Path) -> None:
             await until(lambda: "handing" not in (tmp_path / "cursor.json").read_text())
             keeping.cancel()
             await keeping.closed()
+
+
+def test_it_names_what_is_refused() -> None:
+    text = " ".join(HOWTO.split())
+    names, _ = re.search(r"begins with a letter\. (.+?) (are what the relay itself says)", text).groups()
+    assert set(re.findall(r"`(\w+)`", names)) == RESERVED
+    assert f"A value has at most {MAX_EVENT_BYTES // 1024} KiB" in text
 
 
 def test_its_configuration_and_commands_exist(tmp_path: Path) -> None:

@@ -8,16 +8,19 @@ prints after how many seconds each was told.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import re
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import pytest
 from tests.support import doubles
@@ -40,6 +43,8 @@ TOLD_S = 2.0
 LIMIT_S = 10.0
 WORD, OTHER = "one word for the whole laboratory", "another word of the same length"
 REFUSED, NO_ANSWER = 4, 5
+#: More would wait for a thread, and not for an answer.
+AT_A_TIME = 4
 
 
 def password(word: str) -> dict[str, str]:
@@ -77,10 +82,10 @@ CASES = [
     Case("nothing", "keys", "wants the network password, or a key", "labmesh keys join"),
     Case("nothing", "password", "wants the network password", "set LMH_NETWORK_PASSWORD here"),
     Case("nothing", "nobody", "nobody answers", "is it running", NO_ANSWER),
-    Case("word", "no host", "'no-such-host.invalid'.*not known here .DNS", "spelled", NO_ANSWER),
+    Case("nothing", "no host", "'no-such-host.invalid'.*not known here .DNS", "spelled", NO_ANSWER),
     Case("nothing", "HTTP", "does not speak labmesh, it says", "5750", NO_ANSWER),
     Case("ana", "HTTP", "does not speak labmesh, it says", "5750", NO_ANSWER),
-    Case("word", "silence", "something listens there, but says nothing", "tunnel", NO_ANSWER),
+    Case("nothing", "silence", "something listens there, but says nothing", "tunnel", NO_ANSWER),
     Case("nothing", "garbage", "does not speak labmesh, it says", "5750", NO_ANSWER),
     Case("word", "garbage", "does not speak labmesh, it says", "5750", NO_ANSWER),
     Case("nothing", "events", "speaks ZeroMQ, but breaks every handshake off", "5750", NO_ANSWER),
@@ -167,7 +172,7 @@ async def test_each_cause_is_told_with_its_mend_in_every_interface(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    at_a_time = asyncio.Semaphore(4)
+    at_a_time = asyncio.Semaphore(AT_A_TIME)
     found = await asyncio.gather(*(in_python(lab, caplog, each, at_a_time) for each in CASES))
     wrong = [each for _, faults in found for each in faults]
     slowest = max(took_s for took_s, _ in found)
@@ -261,48 +266,80 @@ async def told_in_log(
 
 
 async def test_the_command_line_and_the_doctor_tell_the_same(
-    lab: Lab,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    tmp_path: Path,
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("labmesh.cli.options._PATIENCE_S", TOLD_S + 0.5)
+    monkeypatch.setattr(sys, "stderr", Apart(sys.stderr))
+    once = {(case.broker, case.cause): case for case in reversed(CASES)}
+    # A process has one environment: those who come with the same one come at the same time.
+    together = {
+        who: [each for each in once.values() if each.who == who] for who in lab.environments
+    }
+    at_a_time = asyncio.Semaphore(AT_A_TIME)
     wrong = []
-    seen = set()
-    for case in CASES:
-        if (case.broker, case.cause) in seen:
-            continue
-        seen.add((case.broker, case.cause))
+    for who, cases in together.items():
         for name in ("LMH_KEYS_DIR", "LMH_NETWORK_PASSWORD"):
             monkeypatch.delenv(name, raising=False)
-        for name, value in lab.environments[case.who].items():
+        for name, value in lab.environments[who].items():
             monkeypatch.setenv(name, value)
-        endpoint = lab.brokers[case.broker]
-        capsys.readouterr()
-        caplog.clear()
-        began, began_at = time.monotonic(), time.time()
-        command = asyncio.to_thread(main, ["ls", "--broker", endpoint])
-        (code, took_s), (finding, doctor_s) = await asyncio.gather(
-            timed(command, began), timed(first_failure(endpoint), began)
-        )
-        if case.broker in WAITED_FOR:
-            first = next(each for each in caplog.records if re.search(case.cause, each.message))
-            took_s = first.created - began_at
-        text = capsys.readouterr().err
-        if (
-            (code, took_s < TOLD_S) != (case.exit_code, True)
-            or not re.search(case.cause, text)
-            or case.mend not in text
-        ):
-            wrong.append(f"{case}, ls, exit code {code}, {took_s:.2f} s: {text}")
-        text = f"{finding.text} {finding.advice}"
-        is_late = doctor_s > TOLD_S and case.broker not in WAITED_FOR
-        is_told = re.search(case.cause, text) and case.mend in text and finding.advice
-        if is_late or not is_told:
-            wrong.append(f"{case}, doctor, {doctor_s:.2f} s: {finding}")
-        print(f"{case.who:10} → {case.broker:10} ls {took_s:.2f} s, doctor {doctor_s:.2f} s")
+        told = (on_the_command_line(lab, caplog, each, at_a_time) for each in cases)
+        wrong += [each for faults in await asyncio.gather(*told) for each in faults]
     assert not wrong, "\n".join(wrong)
+
+
+async def on_the_command_line(
+    lab: Lab, caplog: pytest.LogCaptureFixture, case: Case, at_a_time: asyncio.Semaphore
+) -> list[str]:
+    """What is wrong about what a command and the doctor say."""
+    async with at_a_time:
+        return await told_on_the_command_line(lab, caplog, case)
+
+
+async def told_on_the_command_line(
+    lab: Lab, caplog: pytest.LogCaptureFixture, case: Case
+) -> list[str]:
+    """The same, at once."""
+    wrong = []
+    endpoint = lab.brokers[case.broker]
+    printed = io.StringIO()
+    PRINTED.set(printed)
+    began, began_at = time.monotonic(), time.time()
+    command = asyncio.to_thread(main, ["ls", "--broker", endpoint])
+    (code, took_s), (finding, doctor_s) = await asyncio.gather(
+        timed(command, began), timed(first_failure(endpoint), began)
+    )
+    text = printed.getvalue()
+    if case.broker in WAITED_FOR:
+        first = next(each for each in caplog.records if re.search(case.cause, each.message))
+        took_s = first.created - began_at
+    if (
+        (code, took_s < TOLD_S) != (case.exit_code, True)
+        or not re.search(case.cause, text)
+        or case.mend not in text
+    ):
+        wrong.append(f"{case}, ls, exit code {code}, {took_s:.2f} s: {text}")
+    text = f"{finding.text} {finding.advice}"
+    is_late = doctor_s > TOLD_S and case.broker not in WAITED_FOR
+    is_told = re.search(case.cause, text) and case.mend in text and finding.advice
+    if is_late or not is_told:
+        wrong.append(f"{case}, doctor, {doctor_s:.2f} s: {finding}")
+    print(f"{case.who:10} → {case.broker:10} ls {took_s:.2f} s, doctor {doctor_s:.2f} s")
+    return wrong
+
+
+#: Where this command's errors go.
+PRINTED: ContextVar[io.StringIO] = ContextVar("PRINTED")
+
+
+class Apart(io.TextIOBase):
+    """Stands for stderr, and keeps apart what commands print that run at the same time."""
+
+    def __init__(self, beside: TextIO) -> None:
+        self._beside = beside
+
+    def write(self, text: str) -> int:
+        return PRINTED.get(self._beside).write(text)
 
 
 T = TypeVar("T")

@@ -49,7 +49,7 @@ def test_a_driver_of_ones_own_has_its_file(monkeypatch: pytest.MonkeyPatch) -> N
     def broken() -> dict[str, Any]:
         raise RuntimeError("no metadata")
 
-    monkeypatch.setattr("labmesh.provenance.importlib.metadata.packages_distributions", broken)
+    monkeypatch.setattr("importlib.metadata.packages_distributions", broken)
     assert "package" not in driver_facts(type("Other", (), {"__module__": "nowhere"}))
 
 

@@ -28,6 +28,7 @@ from labmesh.protocol.batches import (
     write_outcomes,
 )
 from labmesh.protocol.codec import Codec, Limits
+from labmesh.protocol.event_frame import MAX_EVENT_BYTES, joined, sealed
 from labmesh.protocol.messages import (
     MAX_BATCH,
     Batch,
@@ -44,7 +45,6 @@ from labmesh.protocol.past_calls import Memory
 from labmesh.relay import RelayAgent
 from labmesh.serving import call_watch, calls, lease_desk, states
 from labmesh.serving.relay_facts import RelayFacts
-from labmesh.transport.publisher import MAX_EVENT_BYTES
 from labmesh.transport.sockets import MAX_FRAME_BYTES
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
@@ -340,6 +340,19 @@ def test_every_topic_is_described():
     text = sections("##")["Events"].partition("###")[0]
     described = {row[0].strip("`").partition(".")[0] for row in rows(text)}
     assert described == set(topics.FAMILIES)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc0", b"\0" * 20_000])
+def test_events_are_put_together_and_taken_apart_as_its_python_does_it(payload):
+    (code,) = re.findall(r"```python\n(.*?)```", sections("##")["Events"], re.DOTALL)
+    names = {}
+    exec(compile(code, "wire.md", "exec"), names)
+    parts = b"event.psu-1", b"header" * 100, payload
+    frame = names["put_together"](*parts)
+    assert frame == joined(*parts)
+    seal = sealed(b"stamp")
+    for message in ([frame + seal], [frame, seal]):
+        assert names["taken_apart"](message) == (*parts, b"stamp")
 
 
 def test_the_limits_are_those_of_the_code():

@@ -95,11 +95,20 @@ def keys(security: Security, config: Config) -> Iterator[Finding]:
 async def near_password(security: Security, endpoint: str) -> Finding | None:
     """What to change about this computer's password so that it fits there; None: not known."""
     word = os.environ.get("LMH_NETWORK_PASSWORD", "")
-    tries = _variants(word, security.network)
-    fits = await asyncio.gather(
-        *(_fits(security, each.word, each.network, endpoint) for each in tries)
-    )
-    return next((each.finding for each, fit in zip(tries, fits, strict=True) if fit), None)
+    tries = [
+        asyncio.ensure_future(_fitting(security, each, endpoint))
+        for each in _variants(word, security.network)
+    ]
+    try:
+        for tried in asyncio.as_completed(tries):
+            near = await tried
+            if near is not None:  # those that do not fit take a second each to say so
+                return near.finding
+        return None
+    finally:
+        for each in tries:
+            each.cancel()
+        await asyncio.gather(*tries, return_exceptions=True)
 
 
 class _Near(NamedTuple):
@@ -144,15 +153,16 @@ def _variants(word: str, network: str) -> list[_Near]:
     return list(fresh.values())
 
 
-async def _fits(security: Security, word: str, network: str, endpoint: str) -> bool:
-    derived = await asyncio.to_thread(NetworkKeys.from_password, word, network)
-    sockets = Sockets(replace(security, keys=derived, network=network), "doctor")
+async def _fitting(security: Security, near: _Near, endpoint: str) -> _Near | None:
+    """This word, when it opens the network there."""
+    derived = await asyncio.to_thread(NetworkKeys.from_password, near.word, near.network)
+    sockets = Sockets(replace(security, keys=derived, network=near.network), "doctor")
     link = Link(sockets, endpoint, where="the broker")
     try:
         await link.wait_up(_TRY_S)
     except LabmeshError:
-        return False  # that word neither: the answer to the question
+        return None  # not this word either: the answer to the question
     finally:
         link.close()
         sockets.close_all()
-    return True
+    return near

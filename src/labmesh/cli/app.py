@@ -5,30 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TextIO
 
 from cyclopts import App, CycloptsError, Group, UnusedCliTokensError
-from cyclopts.completion.detect import ShellDetectionError
 
-import labmesh
-from labmesh.cli import (
-    audit,
-    data_care,
-    data_folders,
-    data_transfers,
-    datasets,
-    instrument_commands,
-    keys,
-    keys_changes,
-    keys_pairing,
-    logs,
-    mesh_commands,
-    nodes,
-    password,
-)
-from labmesh.cli.demo import demo
-from labmesh.cli.doctor import doctor
 from labmesh.cli.options import Options
 from labmesh.cli.outcomes import (
     DONE,
@@ -41,14 +22,9 @@ from labmesh.cli.outcomes import (
 )
 from labmesh.cli.output import Output, PipedConsole, never_fail_to_encode
 from labmesh.cli.running import log_to_stderr
-from labmesh.cli.show import show
-from labmesh.cli.stubs import stubs
-from labmesh.cli.up import up
+from labmesh.version import __version__
 
 __all__ = ["app", "main"]
-
-#: by name, those that have their first word in common
-_Commands = Mapping[str, Callable[..., int]]
 
 _HELP = f"""A mesh over ZeroMQ for laboratory instruments.
 
@@ -58,22 +34,24 @@ Exit codes: {"; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items
 """
 
 
+# Commands are named here by where they are, and loaded when they are run: each takes a part of
+# labmesh, none of them all of it.
 def _build() -> App:
     root = App(
         name="labmesh",
         help=_HELP,
-        version=labmesh.__version__,
+        version=__version__,
         help_format="plaintext",
     )
     begin = Group("Begin", sort_key=1)
-    root.command(demo, group=begin)
-    root.command(up, group=begin)
-    root.command(nodes.init, group=begin)
+    root.command("labmesh.cli.demo:demo", group=begin)
+    root.command("labmesh.cli.up:up", group=begin)
+    root.command("labmesh.cli.nodes:init", group=begin)
     _add_use(root, Group("Use a mesh", sort_key=2))
     run = Group("Run nodes", sort_key=3)
-    root.command(nodes.broker, group=run)
-    root.command(nodes.bank, group=run)
-    root.command(nodes.relay, group=run)
+    root.command("labmesh.cli.nodes:broker", group=run)
+    root.command("labmesh.cli.nodes:bank", group=run)
+    root.command("labmesh.cli.nodes:relay", group=run)
     _add_care(root, Group("Look after it", sort_key=4))
     root.register_install_completion_command(
         help="Install completion of commands and options for this shell."
@@ -82,61 +60,61 @@ def _build() -> App:
 
 
 def _add_use(root: App, group: Group) -> None:
-    root.command(mesh_commands.ls, group=group)
-    root.command(show, group=group)
-    root.command(instrument_commands.call, group=group)
-    root.command(instrument_commands.get, group=group)
-    root.command(instrument_commands.set_value, name="set", group=group)
-    root.command(mesh_commands.watch, group=group)
-    root.command(logs.log, group=group)
-    root.command(stubs, group=group)
-    data: _Commands = {
-        "ls": datasets.ls,
-        "search": datasets.search,
-        "show": datasets.show,
-        "put": data_transfers.put,
-        "get": data_transfers.get,
-        "rm": data_care.rm,
-        "verify": data_care.verify,
-        "tag": data_care.tag,
-        "note": data_care.note,
-        "history": datasets.history,
-        "trash": datasets.trash,
-        "restore": data_care.restore,
-        "export": data_folders.export,
-        "import": data_folders.import_,
+    root.command("labmesh.cli.mesh_commands:ls", group=group)
+    root.command("labmesh.cli.show:show", group=group)
+    root.command("labmesh.cli.instrument_commands:call", group=group)
+    root.command("labmesh.cli.instrument_commands:get", group=group)
+    root.command("labmesh.cli.instrument_commands:set_value", name="set", group=group)
+    root.command("labmesh.cli.mesh_commands:watch", group=group)
+    root.command("labmesh.cli.logs:log", group=group)
+    root.command("labmesh.cli.stubs:stubs", group=group)
+    data = {
+        "ls": "datasets:ls",
+        "search": "datasets:search",
+        "show": "datasets:show",
+        "put": "data_transfers:put",
+        "get": "data_transfers:get",
+        "rm": "data_care:rm",
+        "verify": "data_care:verify",
+        "tag": "data_care:tag",
+        "note": "data_care:note",
+        "history": "datasets:history",
+        "trash": "datasets:trash",
+        "restore": "data_care:restore",
+        "export": "data_folders:export",
+        "import": "data_folders:import_",
     }
     about = "Datasets: find, show, store, fetch, tag, delete, export, import."
     root.command(_family("data", about, group, data))
 
 
 def _add_care(root: App, group: Group) -> None:
-    of_keys: _Commands = {
-        "init": keys_changes.init,
-        "invite": keys_pairing.invite,
-        "join": keys_pairing.join,
-        "new": keys_changes.new,
-        "list": keys.list_,
-        "show": keys.show,
-        "revoke": keys_changes.revoke,
-        "rotate": keys_changes.rotate,
-        "check": keys.check,
+    of_keys = {
+        "init": "keys_changes:init",
+        "invite": "keys_pairing:invite",
+        "join": "keys_pairing:join",
+        "new": "keys_changes:new",
+        "list": "keys:list_",
+        "show": "keys:show",
+        "revoke": "keys_changes:revoke",
+        "rotate": "keys_changes:rotate",
+        "check": "keys:check",
     }
     about = "Keys of nodes and people: make, admit, list, revoke, replace, check."
     root.command(_family("keys", about, group, of_keys))
     about = "The journals of who did what: show them, check that they are whole."
-    journals: _Commands = {"show": audit.show, "verify": audit.verify}
+    journals = {"show": "audit:show", "verify": "audit:verify"}
     root.command(_family("audit", about, group, journals))
     about = "The password of a network: a new one."
-    root.command(_family("password", about, group, {"new": password.new}))
-    root.command(doctor, group=group)
+    root.command(_family("password", about, group, {"new": "password:new"}))
+    root.command("labmesh.cli.doctor:doctor", group=group)
 
 
-def _family(name: str, about: str, group: Group, commands: _Commands) -> App:
-    """Commands that have a first word in common."""
+def _family(name: str, about: str, group: Group, commands: dict[str, str]) -> App:
+    """Commands that have a first word in common: by name, where in labmesh.cli each is."""
     family = App(name=name, help=about, group=group, help_format="plaintext")
-    for each, command in commands.items():
-        family.command(command, name=each)
+    for each, place in commands.items():
+        family.command(f"labmesh.cli.{place}", name=each)
     return family
 
 
@@ -172,6 +150,9 @@ def _run(words: list[str]) -> int:
     bound.apply_defaults()
     options = bound.arguments.get("options")
     if not isinstance(options, Options):  # --help, --version, --install-completion
+        from cyclopts.completion.detect import ShellDetectionError
+
+        _load_all()
         try:
             command(*bound.args, **bound.kwargs)
         except ShellDetectionError as exc:
@@ -188,6 +169,12 @@ def _run(words: list[str]) -> int:
             raise
         return _reported(exc, options)
     return exit_code
+
+
+def _load_all() -> None:
+    """The help of several commands tells each by its first line: they have to be there."""
+    for family in app.resolved_commands().values():
+        family.resolved_commands()
 
 
 def _reported(error: BaseException, options: Options) -> int:

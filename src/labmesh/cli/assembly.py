@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from labmesh.broker import DirectoryBroker
 from labmesh.config import Config, RelayEntry, RetentionEntry
-from labmesh.databank import DataBank
 from labmesh.discovery import DEFAULT_PORT
 from labmesh.errors import ConfigError
-from labmesh.instruments.loading import load_driver
 from labmesh.protocol.addresses import Address, is_loopback, parse_bind, parse_connect
 from labmesh.protocol.ids import did_you_mean
 from labmesh.protocol.retention import Rule
 from labmesh.protocol.sizes import parse_size
 from labmesh.protocol.spare import shifted, spare_rpc
-from labmesh.relay import RelayAgent
-from labmesh.transfer import UploadSettings
 from labmesh.transport.keys import Security
+
+# Commands that only ask a question come by here as well: nodes are loaded where one is made.
+if TYPE_CHECKING:
+    from labmesh.broker import DirectoryBroker
+    from labmesh.databank import DataBank
+    from labmesh.relay import RelayAgent
+    from labmesh.transfer import UploadSettings
 
 __all__ = [
     "as_spare",
@@ -51,6 +54,8 @@ _SIMULATED = (
 
 def make_broker(config: Config, security: Security | None = None) -> DirectoryBroker:
     """The broker of ``[broker]``."""
+    from labmesh.broker import DirectoryBroker
+
     table = config.broker
     return DirectoryBroker(
         table.rpc_bind,
@@ -95,6 +100,8 @@ def make_bank(
     config: Config, security: Security | None = None, *, bank_id: str = "bank-0"
 ) -> DataBank:
     """The bank of ``[bank]``."""
+    from labmesh.databank import DataBank
+
     table = config.bank
     return DataBank(
         ingest_bind=table.ingest_bind,
@@ -139,6 +146,8 @@ def make_relay(
 
     :raises ConfigError: a name in ``read_only`` is none of the driver's methods.
     """
+    from labmesh.relay import RelayAgent
+
     table = config.relay
     try:
         return RelayAgent(
@@ -173,6 +182,8 @@ def load_entry(entry: RelayEntry) -> object:
 
     :raises ConfigError: one line that names the relay.
     """
+    from labmesh.instruments.loading import load_driver
+
     try:
         return load_driver(entry.driver, entry.args, entry.kwargs)
     except ConfigError as exc:
@@ -187,6 +198,8 @@ def spool_folder(config: Config, relay_id: str) -> Path | None:
 
 def upload_settings(config: Config) -> UploadSettings:
     """How patient uploads are, by ``[relay]``."""
+    from labmesh.transfer import UploadSettings
+
     table = config.relay
     return UploadSettings(table.upload_timeout, table.upload_retries, table.upload_chunk)
 

@@ -12,7 +12,6 @@ from pprint import pformat
 from typing import IO, Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from labmesh.protocol.codec import Limits, encode_value
@@ -72,6 +71,8 @@ class Output:
         """A table for people; nothing with ``--json``."""
         if self.json:
             return
+        from rich.table import Table
+
         table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
         for column in columns:
             table.add_column(column, overflow="fold")

@@ -8,19 +8,21 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from labmesh.cli import assembly
 from labmesh.cli.options import BrokerOptions
 from labmesh.cli.outcomes import DONE
 from labmesh.cli.output import Output, printable
-from labmesh.client import DirectorClientAgent
 from labmesh.config import Config
 from labmesh.discovery import BrokerCandidate
 from labmesh.errors import ConfigError, Conflict, LinkLost, StorageError
 from labmesh.events.log_stream import log_level
 from labmesh.loops import new_loop
 from labmesh.node import Node
+
+if TYPE_CHECKING:
+    from labmesh.client import DirectorClientAgent
 
 __all__ = ["connected", "hold", "hold_open", "log_to_stderr", "on_sigterm", "run"]
 
@@ -62,6 +64,7 @@ async def connected(options: BrokerOptions) -> AsyncIterator[DirectorClientAgent
 
 async def _connect(candidate: BrokerCandidate, options: BrokerOptions) -> DirectorClientAgent:
     """A broker that is just being started is waited for; not so one that is certainly none."""
+    from labmesh.client import DirectorClientAgent  # commands that run nodes need none
 
     def client() -> DirectorClientAgent:
         return DirectorClientAgent(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from labmesh.broker import DirectoryBroker
 from labmesh.cli.output import Output
 from labmesh.config import Config, RelayEntry, find_config
-from labmesh.databank import DataBank
 from labmesh.discovery import DEFAULT_PORT, broker_in
 from labmesh.node import Node
 from labmesh.protocol.addresses import Address, advertised, is_loopback, parse_connect
-from labmesh.relay import RelayAgent
+
+if TYPE_CHECKING:
+    from labmesh.broker import DirectoryBroker
+    from labmesh.databank import DataBank
+    from labmesh.relay import RelayAgent
 
 __all__ = ["announce", "bank_facts", "broker_facts", "option_for", "relay_facts"]
 

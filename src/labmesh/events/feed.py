@@ -285,7 +285,7 @@ class EventFeed:
             self._healer.take(lost)
         elif family == "dataset":
             self._datasets.lost(lost)
-        else:
+        elif family != "mark":
             if family == "presence":
                 self._in_step.stale()
             self._tell_gap(Gap.of(lost))
@@ -299,10 +299,11 @@ class EventFeed:
         if family == "log":
             line = line_of(received)
             for each in self._log_listeners.of(node_id):
-                each.put(line)
+                each.put(line, size=received.size)
             return
         for each in self._event_listeners.of(node_id):
-            each.put(node_id, received.event.kind, decode_value(received.payload))
+            value = decode_value(received.payload)
+            each.put(node_id, received.event.kind, value, size=received.size)
 
     def _take_state(self, relay_id: str, received: Received) -> None:
         state: Any = decode_value(received.payload)
@@ -313,8 +314,8 @@ class EventFeed:
             _put_reading(each, relay_id, received)
         # Each callback gets a value of its own; for most there is no second one.
         for each in self._state_listeners.of(relay_id):
-            each.put(relay_id, state or decode_value(received.payload), key=relay_id)
-            state = None
+            value, state = state or decode_value(received.payload), None
+            each.put(relay_id, value, key=relay_id, size=received.size)
 
     def _put_known(
         self,
@@ -373,8 +374,8 @@ def _checked(family: str, ids: Ids) -> tuple[str, ...] | None:
 
 def _put_state(sink: Sink, relay_id: str, received: Received) -> None:
     # Each callback gets a value of its own: what one does to it is no matter of the others.
-    sink.put(relay_id, decode_value(received.payload), key=relay_id)
+    sink.put(relay_id, decode_value(received.payload), key=relay_id, size=received.size)
 
 
 def _put_reading(sink: Sink, relay_id: str, received: Received) -> None:
-    sink.put(Reading.of(relay_id, received), key=relay_id)
+    sink.put(Reading.of(relay_id, received), key=relay_id, size=received.size)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from labmesh.errors import LabmeshError, ProtocolError
+from labmesh.protocol.arrivals import Lost, Received
 from labmesh.protocol.codec import decode_event
+from labmesh.protocol.inbox import MAX_BYTES
 from labmesh.protocol.messages import LastEvents, Replay
 from labmesh.protocol.topics import split
 from labmesh.transport.broker_link import BrokerLink
-from labmesh.transport.subscriber import Lost, Received
 
 __all__ = ["Gap", "Healer"]
 
@@ -55,6 +56,8 @@ class Healer:
 
     :param deliver: called with each event, in order.
     :param tell: called with each gap once it is known what could be recovered.
+    :param max_bytes: events that wait meanwhile, of all topics. What comes beyond it is lost, too,
+        and fetched when its turn comes.
     """
 
     def __init__(
@@ -63,6 +66,8 @@ class Healer:
         spawn: Callable[[Coroutine[Any, Any, Any], str], object],
         deliver: Callable[[Received], None],
         tell: Callable[[Gap], None],
+        *,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._broker = broker
         self._spawn = spawn
@@ -70,17 +75,31 @@ class Healer:
         self._tell = tell
         #: by topic, while something of it is being fetched
         self._held: dict[str, deque[Received | Lost]] = {}
+        self._room = max_bytes
 
     def take(self, item: Received | Lost) -> None:
         """The next event of a topic, or a loss before it."""
         held = self._held.get(item.topic)
         if held is not None:
-            held.append(item)
+            self._hold(held, item)
         elif isinstance(item, Received):
             self._deliver(item)
         else:
             self._held[item.topic] = deque([item])
             self._spawn(self._heal(item.topic), f"replay of {item.topic}")
+
+    def _hold(self, held: deque[Received | Lost], item: Received | Lost) -> None:
+        if isinstance(item, Received):
+            if item.size <= self._room:
+                self._room -= item.size
+                held.append(item)
+                return
+            item = Lost.of(item)
+        before = held[-1] if held else None
+        if isinstance(before, Lost) and before.epoch == item.epoch:
+            held[-1] = before.and_then(item)
+        else:
+            held.append(item)
 
     async def _heal(self, topic: str) -> None:
         held = self._held[topic]
@@ -88,11 +107,13 @@ class Healer:
             while held:
                 item = held.popleft()
                 if isinstance(item, Received):
+                    self._room += item.size
                     self._deliver(item)
                 else:
                     self._tell(Gap.of(item, await self._recover(item)))
         finally:
-            del self._held[topic]
+            left = self._held.pop(topic)
+            self._room += sum(each.size for each in left if isinstance(each, Received))
 
     async def _recover(self, lost: Lost) -> int:
         """Fetch and deliver what the broker still has; how many those were."""

@@ -19,8 +19,8 @@ class Sink(Protocol):
     def ended(self) -> bool:
         """Nothing more is wanted."""
 
-    def put(self, *arguments: Any, key: str | None = None) -> None:
-        """The next item."""
+    def put(self, *arguments: Any, key: str | None = None, size: int = 0) -> None:
+        """The next item, which takes about ``size`` bytes."""
 
     def on_end(self, callback: Callable[[], object]) -> None:
         """Call ``callback()`` on the loop when this has ended."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from labmesh.protocol.codec import decode_value
@@ -35,6 +35,8 @@ class Reading:
     interval_s: float = 0.0
     #: this machine's monotonic time when it came; None: it was kept by the broker before
     heard_at: float | None = None
+    #: about how many bytes of memory it takes
+    size: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, relay_id: str, received: Received) -> Reading:
@@ -50,6 +52,7 @@ class Reading:
             sequence=received.event.sequence,
             interval_s=received.event.interval_s,
             heard_at=received.heard_at,
+            size=received.size,
         )
 
     @property

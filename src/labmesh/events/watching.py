@@ -24,10 +24,10 @@ class ReadingQueue:
         self._at_end: list[Callable[[], object]] = []
         self.ended = False
 
-    def put(self, *arguments: Any, key: str | None = None) -> None:
+    def put(self, *arguments: Any, key: str | None = None, size: int = 0) -> None:
         """Append a reading."""
         if not self.ended:
-            self._inbox.put(arguments[0], key=key)
+            self._inbox.put(arguments[0], key=key, size=size)
             self._arrived.set()
 
     def on_end(self, callback: Callable[[], object]) -> None:

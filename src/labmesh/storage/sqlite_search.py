@@ -194,8 +194,9 @@ def _tests(column: str, group: list[Comparison]) -> tuple[str, tuple[Any, ...]]:
 def _test(column: str, comparison: Comparison) -> tuple[str, Any]:
     op, value = comparison.op, stored_value(comparison.value)
     if op == "!=":
-        # In the tables of facts it is the equal ones that must not exist.
-        return f"{column} {'=' if column == 'value' else '<>'} ?", value
+        # In the tables of facts it is the equal ones that must not exist. Not a number, which
+        # SQLite takes for NULL, equals nothing.
+        return f"{column} {'=' if column == 'value' else 'IS NOT'} ?", value
     if op == "==":
         return f"{column} = ?", value
     texts_alone = f"{column} >= '' AND {column} < x''"

@@ -7,16 +7,13 @@ from collections.abc import Callable
 
 from labmesh.errors import LabmeshError, TooLarge
 from labmesh.protocol.codec import encode_event, encode_value
-from labmesh.protocol.event_frame import joined
+from labmesh.protocol.event_frame import MAX_EVENT_BYTES, joined
 from labmesh.protocol.events import Sequencer
 from labmesh.protocol.topics import topic
 from labmesh.transport.event_outlet import EventOutlet
 from labmesh.transport.sockets import Sockets
 
-__all__ = ["MAX_EVENT_BYTES", "Publisher"]
-
-#: Largest payload of an event, bytes. Larger things are datasets.
-MAX_EVENT_BYTES = 256 * 2**10
+__all__ = ["Publisher"]
 
 
 class Publisher:

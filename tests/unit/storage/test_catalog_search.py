@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 from tests.support.storage_contract import record_of
@@ -123,6 +123,9 @@ def both(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(query=SEARCHES)
+@example(
+    query=SearchDatasets(id="1", where=[Condition(field="size", op="!=", value=math.nan)], limit=3)
+)
 def test_both_catalogues_find_the_same_in_the_same_order(
     both: tuple[MemoryCatalog, FileCatalog], query: SearchDatasets
 ) -> None:
