@@ -19,7 +19,7 @@ from tests.support.processes import free_ports
 from tests.support.served import eventually
 
 import labmesh.transport.call_socket as call_socket_module
-from labmesh.errors import LinkLost, OutcomeUnknown, ProtocolError
+from labmesh.errors import LinkLost, OutcomeUnknown, ProtocolError, TooLarge
 from labmesh.protocol.messages import Alive, Call, Cancel, Done, Failure, Result
 from labmesh.transport.blocking import CallSockets
 from labmesh.transport.call_session import CallSession
@@ -250,7 +250,7 @@ def test_values_that_cannot_travel_are_refused_before_anything_is_sent(
         for value in ({1}, 2**64, "\ud800"):
             with pytest.raises(ProtocolError):
                 client.call(value)
-        with pytest.raises(Unsent, match="large"):
+        with pytest.raises(TooLarge, match="an argument of"):
             client.call(bytes(16 * 2**20 + 1))
         assert client.call(-(2**63)).value == "moved"
         assert [each.args for each in server.requests] == [[-(2**63)]]

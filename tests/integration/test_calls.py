@@ -233,12 +233,22 @@ async def test_values_go_there_and_back_unchanged() -> None:
         assert np.array_equal(got, waveform)
 
 
-async def test_a_request_over_the_limit_is_refused_here_and_the_link_stays() -> None:
-    """The relay takes 16 MiB a frame; its results may be larger."""
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([bytes(17 * 2**20)], "an argument of 17825792 bytes; the limit is 16777216"),
+        ([bytes(13 * 2**20)] * 4, r"arguments of 545\d+ bytes in all; the limit is 50331648"),
+    ],
+    ids=["one", "all together"],
+)
+async def test_a_request_over_the_limit_is_refused_here_and_the_link_stays(
+    arguments: list[bytes], said: str
+) -> None:
+    """The relay takes 16 MiB a frame, and 48 MiB in all; its results may be larger."""
     async with relay_of(Echo()) as relay:
         began = time.monotonic()
-        with pytest.raises(TooLarge, match="16"):
-            await relay.call("echo", [bytes(17 * 2**20)], timeout=LIMIT_S)
+        with pytest.raises(TooLarge, match=said):
+            await relay.call("echo", arguments, timeout=LIMIT_S)
         assert time.monotonic() - began < 1.0
         assert await relay.echo() == [[], {}]
 

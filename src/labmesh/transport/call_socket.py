@@ -34,8 +34,9 @@ from labmesh.transport.call_session import CallSession
 from labmesh.transport.channel import Frames, events_of, receive_rest, send
 from labmesh.transport.connection import Standing
 from labmesh.transport.link import Link
+from labmesh.transport.pending import check_sizes
 from labmesh.transport.plain import decode_plain, encode_plain
-from labmesh.transport.sockets import MAX_FRAME_BYTES, Sockets
+from labmesh.transport.sockets import Sockets
 from labmesh.transport.spinning import Spin
 
 __all__ = ["CallSocket", "Unsent", "Unsettled"]
@@ -49,7 +50,6 @@ _QUIET_S = 1.5
 _BLOCKED_S = 2.0
 #: What takes a call back gets so long to leave, when its socket is closed.
 _LINGER_MS = 200
-_LARGEST: Final = MAX_FRAME_BYTES["relay"]
 
 #: Plain numbers: each use of pyzmq's enumerations costs time.
 _NOBLOCK, _POLLIN, _POLLOUT = int(zmq.NOBLOCK), int(zmq.POLLIN), int(zmq.POLLOUT)
@@ -174,8 +174,8 @@ class CallSocket:
         if plain is not None:
             return plain
         frames = self._codec.encode(request)
-        if len(frames) > 1 and max(memoryview(each).nbytes for each in frames) > _LARGEST:
-            raise Unsent("too large: the link says so")
+        if len(frames) > 1:
+            check_sizes(frames)
         return frames
 
     def _send(self, frames: list[Buffer], now: float) -> None:

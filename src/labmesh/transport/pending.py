@@ -11,7 +11,10 @@ from labmesh.protocol.messages import Batch, Call, Request, Result
 from labmesh.transport.inflow import ItemStream
 from labmesh.transport.sockets import MAX_FRAME_BYTES
 
-__all__ = ["Answered", "Pending", "check_sizes", "method_of"]
+__all__ = ["MAX_CALL_BYTES", "Answered", "Pending", "check_sizes", "method_of"]
+
+#: All frames of a call or batch. A relay takes more for a message without an end.
+MAX_CALL_BYTES = 48 * 2**20
 
 #: What a request ends with: a message, and what came behind it; a result by itself, if it is plain.
 Answered = Decoded | Result
@@ -39,11 +42,14 @@ def method_of(request: Request) -> str:
 
 def check_sizes(frames: list[Buffer]) -> None:
     """A relay cuts off whoever sends more, and the call would end as nobody knows how."""
-    largest = max(memoryview(frame).nbytes for frame in frames)
-    limit = MAX_FRAME_BYTES["relay"]
-    if largest > limit:
-        raise TooLarge(
-            f"an argument of {largest} bytes; the limit is {limit}: nothing was sent; split it, or "
-            "upload it as a dataset",
-            limit=limit,
-        )
+    sizes = [memoryview(frame).nbytes for frame in frames]
+    for what, size, limit in (
+        ("an argument of {} bytes", max(sizes), MAX_FRAME_BYTES["relay"]),
+        ("arguments of {} bytes in all", sum(sizes), MAX_CALL_BYTES),
+    ):
+        if size > limit:
+            raise TooLarge(
+                f"{what.format(size)}; the limit is {limit}: nothing was sent; split it, or "
+                "upload it as a dataset",
+                limit=limit,
+            )
