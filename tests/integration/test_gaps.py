@@ -11,6 +11,7 @@ from tests.support.wire_events import lose
 
 from labmesh import DirectorClientAgent, DirectoryBroker
 from labmesh.events.healing import Gap
+from labmesh.protocol.arrivals import Lost
 from labmesh.protocol.replay import MAX_EVENTS
 from labmesh.transport.publisher import Publisher
 
@@ -42,6 +43,7 @@ class Watch:
     """A client that remembers what it heard, and what it was told to have missed."""
 
     def __init__(self, client: DirectorClientAgent) -> None:
+        self.client = client
         self.values: list[int] = []
         self.states: list[int] = []
         self.gaps: list[Gap] = []
@@ -128,6 +130,16 @@ async def test_lost_states_are_counted_exactly_and_not_fetched_again(
         await until(lambda: sum(each.lost for each in watch.gaps) == len(loss.lost))
         await until(lambda: watch.states[-1] == EVENTS - 1)
     assert {each.recovered for each in watch.gaps} == {0}
+
+
+async def test_a_mark_that_found_no_room_is_no_gap_for_it_is_asked_for_again() -> None:
+    async with watched() as (watch, publisher, _):
+        publisher.publish("state", "state", {"n": 0})
+        await until(lambda: watch.states == [0])
+        lost = [Lost(topic, "e1", 1, 3, 3) for topic in ("mark.t1", "state.psu-1")]
+        watch.client._feed._deliver([*lost])
+        await until(lambda: bool(watch.gaps))
+    assert [(each.family, each.lost) for each in watch.gaps] == [("state", 3)]
 
 
 async def test_a_client_that_came_late_has_lost_nothing() -> None:

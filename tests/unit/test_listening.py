@@ -12,6 +12,8 @@ import pytest
 from tests.support.peers import until
 
 from labmesh.events.listening import Subscription
+from labmesh.events.reading import Reading
+from labmesh.events.watching import ReadingQueue
 
 LIMIT_S = 5.0
 
@@ -185,6 +187,28 @@ async def test_what_finds_no_room_is_counted_and_logged_once_a_second(
     assert (subscription.conflated, subscription.lost) == (0, 500)
     [record] = caplog.records
     assert "too slow" in record.getMessage()
+
+
+async def test_what_waits_for_a_slow_callback_is_limited_in_bytes_too(subscribe: Any) -> None:
+    heard = Heard()
+    subscription = subscribe(heard)
+    for number in range(12):
+        subscription.put(number, size=16 * 2**20)
+    await heard.until(8)
+    assert heard.items == list(range(4, 12))
+    assert (subscription.conflated, subscription.lost) == (0, 4)
+
+
+async def test_readings_that_nobody_reads_are_limited_in_bytes_too() -> None:
+    queue = ReadingQueue(1000)
+    for sequence in range(1, 10):
+        for relay_id in ("psu-1", "psu-2"):
+            queue.put(Reading(relay_id, {}, 0.0, "e1", sequence), key=relay_id, size=30 * 2**20)
+    queue.cancel()
+    got = [await queue.take(), await queue.take()]
+    assert [(each.relay_id, each.sequence) for each in got if each] == [("psu-1", 9), ("psu-2", 9)]
+    await queue.closed()
+    assert await queue.take() is None
 
 
 async def test_a_cancelled_subscription_is_not_called_again(subscribe: Any) -> None:

@@ -45,6 +45,7 @@ from labmesh.protocol.past_calls import Memory
 from labmesh.relay import RelayAgent
 from labmesh.serving import call_watch, calls, lease_desk, states
 from labmesh.serving.relay_facts import RelayFacts
+from labmesh.transport.pending import MAX_CALL_BYTES
 from labmesh.transport.sockets import MAX_FRAME_BYTES
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
@@ -337,8 +338,8 @@ def test_every_tag_of_json_is_described():
 
 
 def test_every_topic_is_described():
-    text = sections("##")["Events"].partition("###")[0]
-    described = {row[0].strip("`").partition(".")[0] for row in rows(text)}
+    text = sections("##")["Events"].partition("###")[0].partition("| topic | published by ")[2]
+    described = {row[0].strip("`").partition(".")[0] for row in rows(f"|{text}")}
     assert described == set(topics.FAMILIES)
 
 
@@ -361,8 +362,11 @@ def test_the_limits_are_those_of_the_code():
     limits = Limits()
     for name in limits.__slots__:
         assert getattr(limits, name) in numbers, name
-    others = {msgpack_values.FRAME_BYTES, MAX_EVENT_BYTES, MAX_BATCH, *MAX_FRAME_BYTES.values()}
-    assert others <= numbers
+    assert {msgpack_values.FRAME_BYTES, MAX_EVENT_BYTES, MAX_BATCH, MAX_CALL_BYTES} <= numbers
+    frames = [row[1] for row in rows(text) if row[0].startswith("frame at ")]
+    assert sorted(frames) == sorted(
+        f"{size:,} bytes".replace(",", " ") for size in MAX_FRAME_BYTES.values()
+    )
 
 
 def packs_text() -> str:

@@ -11,7 +11,7 @@ from contextvars import copy_context
 from typing import Any
 
 from labmesh.events.log_stream import owner
-from labmesh.protocol.inbox import Inbox
+from labmesh.protocol.inbox import MAX_BYTES, Inbox
 from labmesh.protocol.seldom import Seldom
 
 __all__ = ["Subscription"]
@@ -21,8 +21,10 @@ log = logging.getLogger(__name__)
 #: States that wait; or so many of each relay, when those are more: who watches a thousand relays
 #: needs the same time to catch up as who watches ten.
 _QUEUE, _STATES_OF_EACH = 2000, 20
-#: Other items: after a stall comes at once what the broker kept meanwhile, and its replay.
+#: Other items, and bytes of all: after a stall comes at once what was kept meanwhile, and its
+#: replay.
 _OTHERS = 25_000
+_QUEUE_BYTES = 2 * MAX_BYTES
 _BLOCKING_S = 0.1
 #: How long quick callbacks are called one after the other before others get their turn.
 _TURN_S = 0.001
@@ -44,7 +46,9 @@ class Subscription:
     def __init__(self, callback: Callable[..., object], what: str) -> None:
         self._callback = callback
         self.name = f"{what} callback {getattr(callback, '__qualname__', repr(callback))}"
-        self._inbox: Inbox[tuple[Any, ...]] = Inbox(_QUEUE, of_each=_STATES_OF_EACH, most=_OTHERS)
+        self._inbox: Inbox[tuple[Any, ...]] = Inbox(
+            _QUEUE, of_each=_STATES_OF_EACH, most=_OTHERS, max_bytes=_QUEUE_BYTES
+        )
         self._arrived = asyncio.Event()
         self._warnings = Seldom()
         self._returned: set[asyncio.Future[Any]] = set()
@@ -73,10 +77,10 @@ class Subscription:
         """Other items that found no room."""
         return self._inbox.lost
 
-    def put(self, *arguments: Any, key: str | None = None) -> None:
+    def put(self, *arguments: Any, key: str | None = None, size: int = 0) -> None:
         """Have the callback called with these arguments."""
         lost = self._inbox.lost
-        self._inbox.put(arguments, key=key)
+        self._inbox.put(arguments, key=key, size=size)
         if self._inbox.lost > lost and self._warnings.due(time.monotonic()) is not None:
             log.warning("%s is too slow: %d items lost", self.name, self._inbox.lost)
         self._arrived.set()

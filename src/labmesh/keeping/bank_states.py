@@ -25,6 +25,11 @@ _RESIGNED_S = 5.0
 _RELAY_BYTES = 64 * 2**10
 #: Both moments of a record, with its meta, fit one message.
 _ALL_BYTES = 256 * 2**10
+#: What each relay takes beside its id and its value, and each list and map beside its content.
+_ENTRY_BYTES, _NESTED_BYTES = 64, 8
+_TEXT_CHARS = 200
+#: What is said of the rest; no relay can have this id.
+_REST = "(more)"
 _PREFIX = "state."
 _DEEPEST = 16
 
@@ -44,7 +49,10 @@ class LastStates:
         self._resigned_until = -math.inf
 
     async def now(self) -> tuple[States, str]:
-        """Relay id → ``{"time": POSIX seconds, "value": its state}``; and why there are none."""
+        """Relay id → ``{"time": POSIX seconds, "value": its state}``; and why there are none.
+
+        Those that found no room are counted at the end, under ``(more)``.
+        """
         if time.monotonic() < self._known_at + _FRESH_S:
             return self._known
         if time.monotonic() < self._resigned_until:
@@ -62,39 +70,72 @@ class LastStates:
             await asyncio.gather(self._asking, return_exceptions=True)
 
     async def _collect(self) -> tuple[States, str]:
-        states: States = {}
-        missing, left, after = "", _ALL_BYTES, ""
+        room, missing, after = _Room(), "", ""
         try:
             while True:
                 page = await self._ask(ListLast(id="-", prefix=_PREFIX, after=after))
                 for event in page.events:
-                    relay_id, state, size = _readable(event, left)
-                    states[relay_id] = state
-                    left -= size
+                    room.add(event)
                 if not page.more or not page.events:
                     break
                 after = page.events[-1].topic
         except LabmeshError as exc:
-            states, missing = {}, str(exc)
+            room, missing = _Room(), str(exc)
             self._resigned_until = time.monotonic() + _RESIGNED_S
-        self._known, self._known_at = (states, missing), time.monotonic()
+        self._known, self._known_at = (room.states(), missing), time.monotonic()
         return self._known
 
 
-def _readable(event: LastEvent, left: int) -> tuple[str, dict[str, Any], int]:
-    """A state as any program can read it from a JSON file, and what it takes."""
-    relay_id = event.topic.removeprefix(_PREFIX)
+class _Room:
+    """States as any program can read them from a JSON file, as many as a record has room for."""
+
+    def __init__(self) -> None:
+        self._states: States = {}
+        self._left = _ALL_BYTES
+        self._more = 0
+
+    def add(self, event: LastEvent) -> None:
+        relay_id = event.topic.removeprefix(_PREFIX)
+        left = self._left - _ENTRY_BYTES - len(relay_id)
+        state, size = _readable(event, left)
+        if size > left:
+            self._more += 1
+        else:
+            self._states[relay_id] = state
+            self._left = left - size
+
+    def states(self) -> States:
+        if not self._more:
+            return self._states
+        return {**self._states, _REST: {"value": f"and {self._more:,} more"}}
+
+
+def _readable(event: LastEvent, left: int) -> tuple[dict[str, Any], int]:
+    """A state with its time, or a text in its place; and how many bytes that takes."""
     size = len(event.payload)
+    most = min(_RELAY_BYTES, left)
     try:
         at = decode_event(event.header).time
-        if size > min(_RELAY_BYTES, left):
-            size = 0
-            value: Any = f"left out: a state of {len(event.payload)} bytes"
-        else:
+        if size <= most:
             value = _plain(decode_value(event.payload), 0)
+            taken = _size(value, size)
+            if taken <= most:
+                return {"time": at, "value": value}, taken
     except ProtocolError as exc:
-        return relay_id, {"value": f"cannot be read: {exc}"}, 0
-    return relay_id, {"time": at, "value": value}, size
+        text = f"cannot be read: {exc}"[:_TEXT_CHARS]
+        return {"value": text}, len(text)
+    text = f"left out: a state of {size} bytes"
+    return {"time": at, "value": text}, len(text)
+
+
+def _size(value: object, payload_bytes: int) -> int:
+    """What a plain value takes at most, as JSON and as MessagePack.
+
+    It may be many times its payload: there are texts in it for what JSON has no word for.
+    """
+    text = msgspec.json.encode(value)
+    nested = text.count(b"{") + text.count(b"[")
+    return max(len(text), payload_bytes) + _NESTED_BYTES * nested
 
 
 def _plain(value: object, depth: int) -> Any:

@@ -16,7 +16,10 @@ from collections.abc import Sequence
 from labmesh.errors import ProtocolError
 from labmesh.protocol.codec import Buffer
 
-__all__ = ["joined", "outline", "parted", "sealed", "unsealed"]
+__all__ = ["MAX_EVENT_BYTES", "joined", "outline", "parted", "sealed", "unsealed"]
+
+#: Largest payload of an event. Larger things are datasets.
+MAX_EVENT_BYTES = 256 * 2**10
 
 _LENGTH = 2
 #: The topic and the header's length are within these bytes of a frame that is no forgery.

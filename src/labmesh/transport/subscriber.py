@@ -11,16 +11,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import zmq
 
 from labmesh.errors import AuthenticationError, LabmeshError, LinkLost, ProtocolError, TooLarge
 from labmesh.protocol.addresses import parse_connect
+from labmesh.protocol.arrivals import Arrivals, Lost, Received
 from labmesh.protocol.codec import Buffer, decode_event, decode_value
 from labmesh.protocol.event_frame import parted, unsealed
 from labmesh.protocol.events import Tracker
-from labmesh.protocol.inbox import Inbox
 from labmesh.protocol.messages import Event, LastEvent
 from labmesh.protocol.seldom import Seldom
 from labmesh.protocol.topics import split
@@ -33,38 +32,13 @@ __all__ = ["Lost", "Received", "Subscriber"]
 log = logging.getLogger(__name__)
 
 _BATCH = 512
-#: What waits for the loop: states, or so many of each relay when those are more; and of other
-#: events more than the broker keeps for a client that stood still.
-_INBOX, _STATES_OF_EACH, _OTHERS = 10_000, 20, 25_000
+#: Topics that are known to be asked for.
+_COVERED = 10_000
 _REBUILD_S = 0.5
 _STOP = b""
 _TURN = b">"
 _POKE_MS = 500
 _TAIL, _MARK, _PRESENCE = "tail.", "mark.", "presence."
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One event as it came in."""
-
-    topic: str
-    event: Event
-    payload: Buffer
-    #: events of this topic that were lost before it
-    missed: int = 0
-    #: monotonic time when it came; None: it is a last value, and nobody knows how long it was kept
-    heard_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Events of a topic that never came: ``missed`` of the sequences ``first`` to ``last``."""
-
-    topic: str
-    epoch: str
-    first: int
-    last: int
-    missed: int
 
 
 class Subscriber:
@@ -94,7 +68,8 @@ class Subscriber:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._tracker = Tracker()
-        self._inbox: Inbox[Received | Lost] = Inbox(_INBOX, of_each=_STATES_OF_EACH, most=_OTHERS)
+        self._arrivals = Arrivals()
+        self._untold = 0
         self._scheduled = False
         self._prefixes: set[bytes] = set()
         #: the same as text, and topics that were found to begin with one of them
@@ -157,7 +132,10 @@ class Subscriber:
     def _flush(self) -> None:
         with self._lock:
             self._scheduled = False
-            batch = self._inbox.take()
+            batch = self._arrivals.take()
+            untold, self._untold = self._arrivals.untold - self._untold, self._arrivals.untold
+        if untold:
+            log.warning("%d events of countless topics found no room and are lost", untold)
         if batch and not self._closed:
             self._deliver(batch)
 
@@ -176,7 +154,7 @@ class Subscriber:
                 raise
 
     def _schedule(self) -> None:
-        if not self._scheduled and len(self._inbox):
+        if not self._scheduled and len(self._arrivals):
             self._scheduled = True
             self._call_loop(self._flush)
 
@@ -264,7 +242,7 @@ class Subscriber:
             return True
         if not name.startswith(self._covers):
             return False
-        if len(self._covered) >= _INBOX:
+        if len(self._covered) >= _COVERED:
             self._covered.clear()
         self._covered.add(name)
         return True
@@ -320,12 +298,11 @@ class Subscriber:
             self._drop(exc)
             return
         if seen.missed:
-            lost = Lost(name, event.epoch, seen.first, event.sequence - 1, seen.missed)
-            self._inbox.put(lost)
+            last = event.sequence - 1
+            self._arrivals.put_lost(Lost(name, event.epoch, seen.first, last, seen.missed))
         if seen.new:
             heard_at = None if snapshot else time.monotonic()
-            received = Received(name, event, payload, seen.missed, heard_at)
-            self._inbox.put(received, key=name if event.kind == "state" else None)
+            self._arrivals.put(Received(name, event, payload, seen.missed, heard_at))
 
     def _drop(self, exc: ProtocolError) -> None:
         self.dropped += 1
@@ -347,4 +324,4 @@ class Subscriber:
                 raise ProtocolError("a tail names topics of its publisher, and sequences")
             seen = self._tracker.tail(topic, event.epoch, last)
             if seen.missed:
-                self._inbox.put(Lost(topic, event.epoch, seen.first, last, seen.missed))
+                self._arrivals.put_lost(Lost(topic, event.epoch, seen.first, last, seen.missed))

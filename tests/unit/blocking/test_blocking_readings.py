@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,16 @@ def test_a_slow_reader_gets_the_newest_and_is_told_how_many_it_missed() -> None:
     assert psu[-1].sequence == 11
     assert len(got) <= 3
     assert sum(each.missed + 1 for each in psu) == 11
+
+
+def test_what_a_slow_reader_leaves_is_limited_in_bytes_too() -> None:
+    mailbox = Mailbox()
+    for sequence in range(1, 10):
+        for relay_id in ("Inst-0", "scope-0"):
+            mailbox.put(replace(reading(sequence, relay_id), size=30 * 2**20))
+    mailbox.close()
+    got = list(Readings(mailbox, Source(), what="*"))
+    assert [(each.relay_id, each.sequence) for each in got] == [("Inst-0", 9), ("scope-0", 9)]
 
 
 def test_a_restarted_relay_counts_anew() -> None:

@@ -103,6 +103,23 @@ def test_what_cannot_be_replaced_may_have_more_room_than_states() -> None:
     assert inbox.lost == 1
 
 
+def test_bytes_are_limited_like_items_and_what_is_lost_for_them_is_handed_back() -> None:
+    inbox = Inbox[str](10, max_bytes=100)
+    assert inbox.put("a0", key="a", size=40) == ()
+    assert inbox.put("event 1", size=30) == ()
+    assert inbox.put("a1", key="a", size=30) == ()
+    assert inbox.put("event 2", size=40) == [], "the older state made room"
+    assert (len(inbox), inbox.conflated, inbox.lost) == (3, 1, 0)
+    assert inbox.put("event 3", size=60) == ["event 1", "a1"]
+    assert inbox.put("too large", size=101) == ["event 2", "event 3", "too large"]
+    assert (len(inbox), inbox.conflated, inbox.lost) == (0, 1, 5)
+    inbox.put("event 4", size=100)
+    assert inbox.pop() == "event 4"
+    inbox.put("event 5", size=100)
+    assert inbox.take() == ["event 5"]
+    assert inbox.put("event 6", size=100) == (), "what was taken is counted no more"
+
+
 def test_what_is_remembered_about_keys_is_bounded_by_the_queue() -> None:
     inbox = Inbox[int](10)
     for number in range(1000):
@@ -118,17 +135,19 @@ def test_what_is_remembered_about_keys_is_bounded_by_the_queue() -> None:
 class Simple:
     """The same queue, written to be read."""
 
-    def __init__(self, limit: int, of_each: int, most: int) -> None:
+    def __init__(self, limit: int, of_each: int, most: int, max_bytes: int) -> None:
         self.limit = limit
         self.of_each = of_each
         self.most = most
+        self.max_bytes = max_bytes
+        #: each takes as many bytes as its number says
         self.items: list[tuple[str | None, int]] = []
         self.conflated = self.lost = 0
 
-    def put(self, item: int, key: str | None) -> None:
+    def put(self, item: int, key: str | None) -> list[int]:
         self.items.append((key, item))
-        if len(self.items) <= self.room():
-            return
+        if len(self.items) <= self.room() and self.fits():
+            return []
         keys = [key for key, _ in self.items]
         kept = [
             each
@@ -137,9 +156,14 @@ class Simple:
         ]
         self.conflated += len(self.items) - len(kept)
         self.items = kept
-        while len(self.items) > max(self.room(), self.most):
-            del self.items[0]
-            self.lost += 1
+        lost = []
+        while len(self.items) > max(self.room(), self.most) or not self.fits():
+            lost.append(self.items.pop(0)[1])
+        self.lost += len(lost)
+        return lost
+
+    def fits(self) -> bool:
+        return sum(item for _, item in self.items) <= self.max_bytes
 
     def room(self) -> int:
         keys = {key for key, _ in self.items if key is not None}
@@ -150,13 +174,14 @@ class Simple:
     limit=st.integers(1, 5),
     of_each=st.integers(0, 3),
     most=st.integers(0, 9),
+    max_bytes=st.integers(0, 300),
     moves=st.lists(st.sampled_from(["a", "b", "c", None, "pop", "take"]), max_size=60),
 )
 def test_it_does_what_the_simple_one_does(
-    limit: int, of_each: int, most: int, moves: list[str | None]
+    limit: int, of_each: int, most: int, max_bytes: int, moves: list[str | None]
 ) -> None:
-    inbox = Inbox[int](limit, of_each=of_each, most=most)
-    simple = Simple(limit, of_each, most)
+    inbox = Inbox[int](limit, of_each=of_each, most=most, max_bytes=max_bytes)
+    simple = Simple(limit, of_each, most, max_bytes)
     for number, move in enumerate(moves):
         if move == "take":
             assert inbox.take() == [item for _, item in simple.items]
@@ -165,7 +190,6 @@ def test_it_does_what_the_simple_one_does(
             if simple.items:
                 assert inbox.pop() == simple.items.pop(0)[1]
         else:
-            inbox.put(number, key=move)
-            simple.put(number, move)
+            assert list(inbox.put(number, key=move, size=number)) == simple.put(number, move)
         assert len(inbox) == len(simple.items)
         assert (inbox.conflated, inbox.lost) == (simple.conflated, simple.lost)

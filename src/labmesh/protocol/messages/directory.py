@@ -129,7 +129,7 @@ class Replay(Request, frozen=True, kw_only=True, omit_defaults=True, tag="replay
 
 
 class LastEvent(Struct, frozen=True, kw_only=True):
-    """The frames of an event as the broker forwarded it."""
+    """An event as it was published: its topic, and the header and the payload of its frame."""
 
     topic: str
     header: bytes

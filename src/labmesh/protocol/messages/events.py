@@ -1,4 +1,4 @@
-"""The frames of an event, and the payload of a change of presence."""
+"""The parts of an event, and the payload of a change of presence."""
 
 from __future__ import annotations
 
