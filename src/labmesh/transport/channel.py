@@ -35,12 +35,10 @@ _MAX_FRAMES = 66
 #: Frames of an endless message that are dropped before others get their turn.
 _SKIPPED = 2000
 _COPY_BELOW = 4096
-#: A number: the enumeration's members are slow to look at.
-_NOBLOCK = int(zmq.NOBLOCK)
 
 
 def receive(socket: zmq.Socket[bytes]) -> Frames:
-    """One whole message, without waiting; large frames are views, not copies.
+    """One whole message, without waiting; large frames behind the first are views, not copies.
 
     :raises zmq.Again: nothing is there.
     :raises TooLarge: more frames than any message may have; :func:`skip` the rest of them.
@@ -161,7 +159,7 @@ class Channel:
         for frames in messages:
             try:
                 if len(frames) == 1 and len(frames[0]) < _COPY_BELOW:
-                    push(frames[0], _NOBLOCK)
+                    push(frames[0], NOBLOCK)
                 else:
                     send(self._socket, frames)
             except zmq.ZMQError:

@@ -1,7 +1,7 @@
 """The broker's event path: XSUB in, XPUB out, in a thread of its own.
 
-Payloads are neither copied nor decoded; each event gets the broker's stamp. Fan-out happens inside
-libzmq, so Python touches each event once, however many listen.
+No payload is decoded, and no large one is copied; each event gets the broker's stamp. Fan-out
+happens inside libzmq, so Python touches each event once, however many listen.
 """
 
 from __future__ import annotations
