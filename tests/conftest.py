@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
@@ -27,6 +28,15 @@ with contextlib.suppress(ImportError):
 
     # The first of its loops opens a pipe that all others share and none closes: that is no leak.
     uvloop.new_event_loop().close()
+
+
+@pytest.fixture(autouse=True)
+def _level_of_the_log() -> Iterator[None]:
+    """Commands that hold nodes have the log let through what these publish of it."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,7 +10,8 @@ from tests.support.networks import Network
 from tests.support.processes import Start
 
 CALLS = 1000
-BLOCKED_S = 3.0
+BLOCKED_S = 60.0
+LIMIT_S = 20.0
 
 
 async def test_many_calls_while_another_relay_blocks(start: Start, tmp_path: Path) -> None:
@@ -31,7 +32,7 @@ async def test_many_calls_while_another_relay_blocks(start: Start, tmp_path: Pat
             assert not blocking.done()
         began = time.monotonic()
         answers = await asyncio.gather(
-            *(quick.call("square", number, timeout=BLOCKED_S) for number in range(CALLS)),
+            *(quick.call("square", number, timeout=LIMIT_S) for number in range(CALLS)),
             return_exceptions=True,
         )
         took_s = time.monotonic() - began
@@ -47,4 +48,4 @@ async def test_many_calls_while_another_relay_blocks(start: Start, tmp_path: Pat
         )
         assert lost == []
         assert mixed_up == []
-        assert await blocking == BLOCKED_S
+        blocking.cancel()

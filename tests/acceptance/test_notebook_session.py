@@ -5,6 +5,7 @@ Each node is a process of its own. The session is this one, or, where it is inte
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from tests.support.networks import Network
 from tests.support.processes import Process, Start, program
+from tests.support.promptness import BEGUN_S, SLACK_S, hear_last_words
 from tests.support.served import eventually
 
 import labmesh
@@ -199,8 +201,9 @@ def test_a_relay_is_stopped_in_the_middle_of_a_call(
     error = ramping.exception(LIMIT_S)
     said = sentences(error)
     assert isinstance(error, OutcomeUnknown)
-    assert "Inst-0 was stopped while block was running" in said
-    assert "look at the instrument before you send it again" in said
+    # The relay's last word is lost to a client that a busy machine keeps from reading it in time.
+    assert re.search(r"Inst-0 (was stopped|at \S+ (broke|fell silent)) while block was", said)
+    assert "look at the instrument" in said
 
 
 # ── a broker is restarted ───────────────────────────────────────────────────────────────────────
@@ -210,10 +213,7 @@ def test_a_broker_is_restarted_and_instruments_go_on(
     network: Network,
     broker: Process,
     connect: Callable[[], Mesh],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("labmesh.asking.links.REQUEST_S", 1.0)
-    monkeypatch.setattr("labmesh.client.REQUEST_S", 1.0)
     start_relay(network)
     mesh = connect()
     psu = mesh["Inst-0"]
@@ -231,9 +231,13 @@ def test_a_broker_is_restarted_and_instruments_go_on(
     status = psu.status()
     print(status)
     assert "NOT REGISTERED with the broker" in repr(status)
-    assert not status.stale  # the instrument is well; its states do not get here
-    with pytest.raises(ConnectionError, match=r"nobody answers at the broker at .*is it running"):
-        mesh.status()
+    # The instrument is well; its states do not get here.
+    eventually(lambda: not psu.status().stale, "it polls its driver")
+    with pytest.MonkeyPatch.context() as short:
+        short.setattr("labmesh.asking.links.REQUEST_S", 1.0)
+        short.setattr("labmesh.client.REQUEST_S", 1.0)
+        with pytest.raises(ConnectionError, match=r"nobody answers at the broker .*is it running"):
+            mesh.status()
 
     network.broker()
     eventually(lambda: not psu.state.stale, "states come again", LIMIT_S)
@@ -248,15 +252,16 @@ def test_a_broker_is_restarted_and_instruments_go_on(
 
 
 def test_a_driver_hangs_and_everybody_sees_it(
-    network: Network, connect: Callable[[], Mesh]
+    network: Network, connect: Callable[[], Mesh], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hear_last_words(monkeypatch)
     start_relay(network)
     psu = connect()["Inst-0"]
     began = time.monotonic()
     with pytest.raises(TimeoutError) as late:
-        psu.call("block", 4, timeout=1)
+        psu.call("block", 6, timeout=BEGUN_S)
     said = sentences(late.value)
-    assert 0.9 < time.monotonic() - began < 2.5
+    assert BEGUN_S - 0.1 < time.monotonic() - began < BEGUN_S + SLACK_S
     assert isinstance(late.value, OutcomeUnknown)
     for part in ("block", "Inst-0", "deadline", "call_status", "look at the instrument"):
         assert part in said
@@ -280,7 +285,7 @@ def test_a_driver_hangs_and_everybody_sees_it(
     eventually(lambda: psu.call_status(late.value).state == "returned", "it returns", LIMIT_S)
     settled = psu.call_status(late.value)
     print(settled)
-    assert "returned 4" in repr(settled)
+    assert "returned 6" in repr(settled)
     assert psu.square(3) == 9
     eventually(lambda: not psu.status().stale, "states come again")
     assert not psu.status().stuck

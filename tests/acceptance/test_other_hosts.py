@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from tests.support.namespaces import Lab
 from tests.support.processes import Process, program
+from tests.support.promptness import SLACK_S
 
 PASSWORD = {"LMH_NETWORK_PASSWORD": "one word for the whole laboratory"}
 INSECURE = {"LMH_INSECURE": "1"}
 LIMIT_S = 20.0
 #: A refusal is told within this time.
-TOLD_S = 2.0
+TOLD_S = 2.0 + SLACK_S
 
 
 @pytest.fixture(scope="module")

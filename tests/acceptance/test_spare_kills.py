@@ -15,6 +15,7 @@ import pytest
 from tests.support.networks import BEGIN_S, Network
 from tests.support.peers import until
 from tests.support.processes import Process, Start, program
+from tests.support.promptness import SLACK_S
 
 from labmesh import DirectorClientAgent
 from labmesh.events.healing import Gap
@@ -129,7 +130,7 @@ async def settled(listener: Listener, published: int) -> None:
     """Wait until each event was heard, or told as lost."""
     await until(
         lambda: len(listener.heard) + listener.told_lost >= published,
-        SILENCE_S,
+        SILENCE_S + SLACK_S,
         "every event heard or told as lost",
     )
 
@@ -147,8 +148,9 @@ def check(listener: Listener, published: int) -> str:
     )
 
 
-async def kill_brokers(pair: Pair, kills: int, rate: float) -> None:
+async def kill_brokers(pair: Pair, kills: int, rate: float, slack_s: float = 0.0) -> None:
     """Kill -9 the broker that is followed, start it again, kill the other one, and so on."""
+    limit_s = SILENCE_S + slack_s
     listener = Listener()
     async with pair.client() as client:
         client.on_event(listener.event, LOAD)
@@ -165,12 +167,12 @@ async def kill_brokers(pair: Pair, kills: int, rate: float) -> None:
             # Not from the loop that listens: the wait for the process would be silence, too.
             await asyncio.to_thread(pair.brokers[victim].kill9)
             heard, killed_at, lost = len(listener.heard), time.monotonic(), listener.told_lost
-            await until(lambda victim=victim: followed(client) != victim, SILENCE_S)
+            await until(lambda victim=victim: followed(client) != victim, limit_s)
             await until(
                 lambda heard=heard, killed_at=killed_at: (
                     len(listener.heard) > heard + rate / 4 and listener.last_at > killed_at + 0.5
                 ),
-                SILENCE_S,
+                limit_s,
             )
             silences.append(listener.took_silence())
             await asyncio.to_thread(pair.again, victim)
@@ -185,7 +187,7 @@ async def kill_brokers(pair: Pair, kills: int, rate: float) -> None:
         calling.cancel()
     text = check(listener, published)
     print(f"{kills} kills at {rate:g} events/s: silent for {max(silences):.2f} s at most; {text}")
-    assert max(silences) <= SILENCE_S
+    assert max(silences) <= limit_s
     # A broker remembers the last 1024 events: the silence would have to last 5 s.
     assert rate > RATE or published == len(listener.heard)
 
@@ -193,7 +195,7 @@ async def kill_brokers(pair: Pair, kills: int, rate: float) -> None:
 def test_a_client_hears_on_after_2_broker_kills(start: Start, tmp_path: Path) -> None:
     pair = Pair(start, tmp_path)
     pair.load()
-    asyncio.run(kill_brokers(pair, 2, RATE))
+    asyncio.run(kill_brokers(pair, 2, RATE, SLACK_S))
 
 
 @pytest.mark.soak
@@ -219,7 +221,7 @@ def test_a_broker_that_stands_still_is_left_in_time(start: Start, tmp_path: Path
             await until(lambda: len(listener.heard) > RATE / 4)
             pair.brokers[0].stop()
             try:
-                await until(lambda: followed(client) == 1, SILENCE_S + 1)
+                await until(lambda: followed(client) == 1, SILENCE_S + SLACK_S)
                 heard = len(listener.heard)
                 await until(lambda: len(listener.heard) > heard + RATE)
             finally:
@@ -227,7 +229,7 @@ def test_a_broker_that_stands_still_is_left_in_time(start: Start, tmp_path: Path
             published = await proxy.end()
             await settled(listener, published)
         print(f"stopped: silent for {listener.silence_s:.2f} s; {check(listener, published)}")
-        assert listener.silence_s <= SILENCE_S
+        assert listener.silence_s <= SILENCE_S + SLACK_S
 
     pair = Pair(start, tmp_path)
     pair.load()
@@ -250,11 +252,13 @@ def test_without_a_spare_it_is_silent_until_the_broker_is_back(
             await proxy.begin(RATE)
             await until(lambda: len(listener.heard) > RATE / 4)
             pair.brokers[0].kill9()
-            heard, killed_at = len(listener.heard), time.monotonic()
-            while time.monotonic() < killed_at + away_s:
+            killed_at, heard = time.monotonic(), 0
+            while (now := time.monotonic()) < killed_at + away_s:
                 assert await proxy.square(3) == 9
                 await asyncio.sleep(0.05)
-            assert len(listener.heard) - heard < RATE / 2, "what was on its way, and nothing more"
+                if now < killed_at + away_s / 2:
+                    heard = len(listener.heard)  # what was on its way
+            assert len(listener.heard) == heard, "and nothing more"
             await asyncio.to_thread(pair.again, 0)
             heard = len(listener.heard)
             await until(lambda: len(listener.heard) > heard + RATE / 4, BEGIN_S)

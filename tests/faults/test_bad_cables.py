@@ -17,6 +17,7 @@ from tests.support.cable import Cable
 from tests.support.leaks import Held, assert_nothing_more, warm_up
 from tests.support.peers import PROTECTED, endpoint_of, open_sockets
 from tests.support.processes import free_ports
+from tests.support.promptness import SLACK_S
 
 from labmesh import DataBank, RelayAgent
 from labmesh.content import MemorySink
@@ -107,7 +108,7 @@ async def test_a_command_that_was_held_up_beyond_its_deadline_never_runs(sockets
         assert await step(link, 101) == 101, "the link has not broken; what was held came before"
         assert driver.steps == [0, 101]
         print(f"100 commands held up: 0 ran late; overrun {1000 * overrun:.1f} ms")
-        assert 0 <= overrun < 0.5  # 0.1 is promised, and printed
+        assert 0 <= overrun < SLACK_S
 
 
 async def test_a_command_that_ran_and_whose_answer_was_held_up_ran_once(sockets: Sockets) -> None:
@@ -124,7 +125,7 @@ async def test_a_command_that_ran_and_whose_answer_was_held_up_ran_once(sockets:
 
 
 @pytest.mark.parametrize("directions", [("up",), ("down",), ("up", "down")], ids="+".join)
-@pytest.mark.parametrize("silence_s", [1.0, pytest.param(SILENCE_S, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("silence_s", [2.0, pytest.param(SILENCE_S, marks=pytest.mark.soak)])
 async def test_a_link_that_stands_still_is_noticed_and_heals(
     sockets: Sockets,
     directions: tuple[str, ...],
@@ -148,8 +149,8 @@ async def test_a_link_that_stands_still_is_noticed_and_heals(
         assert await step(link, 3) == 3
         healed_s = time.monotonic() - began
         print(f"held {'+'.join(directions)}: noticed {noticed_s:.2f} s, healed {healed_s:.2f} s")
-        assert noticed_s < silence_s + 0.5
-        assert healed_s < 3.0
+        assert noticed_s < silence_s + SLACK_S
+        assert healed_s < 3.0 + SLACK_S
         assert driver.steps.count(1) <= 1
         assert driver.steps.count(2) <= isinstance(second.value, OutcomeUnknown)
 
@@ -170,7 +171,7 @@ async def test_a_link_that_breaks_again_and_again_runs_each_command_at_most_once
         sawing = asyncio.create_task(saw())
         for number in range(400):
             try:
-                done.append(await step(link, number, timeout=5.0))
+                done.append(await step(link, number))
             except OutcomeUnknown:
                 unknown += 1
         sawing.cancel()

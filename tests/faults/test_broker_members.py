@@ -17,14 +17,14 @@ from tests.support.machine import Usage
 from tests.support.networks import Network
 from tests.support.peers import open_sockets, until
 from tests.support.processes import Process, Start
+from tests.support.promptness import SLACK_S
 
 from labmesh.protocol.messages import Done, Goodbye, Hello, Welcome
 from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
 
 LIMIT_S = 20.0
-#: The broker counts from the last heartbeat, which may be one period before the fault.
-SLACK_S = 1.0
+SOAK = [pytest.mark.soak, pytest.mark.timeout(120)]
 
 
 @pytest.fixture
@@ -58,26 +58,27 @@ def changes(heard: Heard) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("heartbeat_s", "ttl_s"),
-    [(0.3, 2.0), pytest.param(5.0, 30.0, marks=[pytest.mark.soak, pytest.mark.timeout(120)])],
+    ("heartbeat_s", "ttl_s", "slack_s"),
+    [(0.3, SLACK_S + 0.5, SLACK_S), pytest.param(5.0, 30.0, 1.0, marks=SOAK)],
 )
 async def test_a_relay_that_crashes_is_suspect_after_three_beats_and_gone_at_its_ttl(
-    start: Start, tmp_path: Path, heartbeat_s: float, ttl_s: float
+    start: Start, tmp_path: Path, heartbeat_s: float, ttl_s: float, slack_s: float
 ) -> None:
+    """Counted from its last heartbeat, which may be one period, and the slack, before its end."""
     async with watched(start, tmp_path, ttl_s=ttl_s, heartbeat_s=heartbeat_s) as (relay, heard):
         killed_at = time.monotonic()
         relay.kill9()
-        await heard.until(lambda _: "suspect" in changes(heard), ttl_s + LIMIT_S)
+        await heard.until(lambda _: changes(heard)[-1:] == ["suspect"], ttl_s + LIMIT_S)
         suspect_s = time.monotonic() - killed_at
         await heard.until(lambda _: "left" in changes(heard), ttl_s + LIMIT_S)
         left_s = time.monotonic() - killed_at
-        assert changes(heard) == ["suspect", "left"]
+        assert changes(heard)[-2:] == ["suspect", "left"]
     print(
         f"FB6: crash without goodbye: suspect after {suspect_s:.2f} s (3 beats: "
         f"{3 * heartbeat_s:g} s), gone after {left_s:.2f} s (ttl {ttl_s:g} s)"
     )
-    assert 2 * heartbeat_s - 0.1 <= suspect_s <= 3 * heartbeat_s + SLACK_S
-    assert ttl_s - heartbeat_s - 0.1 <= left_s <= ttl_s + SLACK_S
+    assert 2 * heartbeat_s - slack_s <= suspect_s <= 3 * heartbeat_s + slack_s
+    assert ttl_s - heartbeat_s - slack_s <= left_s <= ttl_s + slack_s
 
 
 @pytest.mark.soak
@@ -113,17 +114,18 @@ async def test_a_relay_that_stands_still_for_less_than_its_ttl_is_kept(
         stopped_at = time.monotonic()
         relay.stop()
         try:
-            await heard.until(lambda _: changes(heard) == ["suspect"], LIMIT_S)
+            await heard.until(lambda _: changes(heard)[-1:] == ["suspect"], LIMIT_S)
+            suspected = len(changes(heard))
             await until(lambda: time.monotonic() >= stopped_at + stopped_s, stopped_s + 1)
         finally:
             relay.cont()
         went_on = time.monotonic()
-        await heard.until(lambda _: "back" in changes(heard), LIMIT_S)
+        await heard.until(lambda _: "back" in changes(heard)[suspected:], LIMIT_S)
         print(
             f"FB7: stopped for {stopped_s:g} s, ttl {ttl_s:g} s: false removals "
             f"{changes(heard).count('left')}, live again {time.monotonic() - went_on:.2f} s after"
         )
-        assert changes(heard) == ["suspect", "back"]
+        assert "left" not in changes(heard)
 
 
 # ── FB14 ────────────────────────────────────────────────────────────────────────────────────────

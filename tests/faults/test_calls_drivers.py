@@ -23,6 +23,7 @@ from tests.support.history import History, Lag, conclude
 from tests.support.peers import open_sockets
 from tests.support.places import Places
 from tests.support.processes import Process, program
+from tests.support.promptness import SLACK_S, hear_last_words
 
 from labmesh import DirectorClientAgent, RelayClient, expose
 from labmesh.errors import Busy, DriverError, Expired, LabmeshError, OutcomeUnknown, UnknownMethod
@@ -36,7 +37,8 @@ HEARTBEAT_S = 0.25
 STATE_S = 0.1
 P99_S = 0.05
 STUCK_S = 0.5
-PUNCTUAL_S = 0.1
+#: The questions to a blocked relay end so long before its drivers go on.
+BEFORE_S = 1.5
 
 
 def node(places: Places, relay_id: str, **options: Any) -> dict[str, Any]:
@@ -144,9 +146,15 @@ async def _blocked(full: RelayClient, polled: RelayClient, block_s: float) -> As
 
 
 @pytest.mark.parametrize(
-    "block_s", [2.0, pytest.param(30.0, marks=[pytest.mark.soak, pytest.mark.timeout(120)])]
+    ("block_s", "is_alone"),
+    [
+        (2.0 + BEFORE_S, False),
+        pytest.param(30.0, True, marks=[pytest.mark.soak, pytest.mark.timeout(120)]),
+    ],
 )
-async def test_a_driver_that_blocks_silences_nothing_else(block_s: float, places: Places) -> None:
+async def test_a_driver_that_blocks_silences_nothing_else(
+    block_s: float, is_alone: bool, places: Places
+) -> None:
     """FR7: pings, refusals, heartbeats and the states of whoever can tell them go on."""
     presence = Heard()
     times: dict[str, list[float]] = {"full": [], "polled": []}
@@ -158,31 +166,36 @@ async def test_a_driver_that_blocks_silences_nothing_else(block_s: float, places
             async with _blocked(full, polled, block_s) as until:
                 before = len(times["polled"])
                 # What is asked in its last moments may be answered after it.
-                asked = _Asked(until - 0.1 * block_s)
+                asked = _Asked(until - BEFORE_S)
                 began = time.monotonic()
                 with Lag() as lag:
                     await asked.everything(client, full)
                 states = times["polled"][before:]
                 expected_states = (time.monotonic() - began) / STATE_S
     jitter_s = [abs(after - before - STATE_S) for before, after in itertools.pairwise(states)]
+    slack_s = lag.worst_s if is_alone else SLACK_S
+    ages_s = asked.heartbeat_ages_s
+    beats = sum(after < before for before, after in itertools.pairwise(ages_s))
+    silent = ["suspect", "left"] if is_alone else ["left"]
     conclude(
         "FR7",
         f"2 drivers blocked for {block_s:g} s",
         sum(map(len, asked.times_s.values())),
         {
             "heartbeats missed": [
-                *(each for each in presence.items if each["change"] == "suspect"),
-                *(each for each in asked.heartbeat_ages_s if each > 2 * HEARTBEAT_S + lag.worst_s),
+                *(each for each in presence.items if each["change"] in silent),
+                *(each for each in ages_s if each > 2 * HEARTBEAT_S + slack_s),
             ],
-            "slow answers": asked.slower_than(P99_S + lag.worst_s),
-            "states missed": [each for each in jitter_s if each > STATE_S + lag.worst_s],
+            "slow answers": asked.slower_than(P99_S + slack_s),
+            "states missed": [each for each in jitter_s if each > STATE_S + slack_s],
         },
         f"{asked}; state interval {1000 * STATE_S:.0f} ms: jitter p99 "
         f"{1000 * p99(jitter_s):.1f} ms of {len(states)}; heartbeat age at most "
-        f"{max(asked.heartbeat_ages_s):.2f} s of {HEARTBEAT_S:g} s (the machine's lag: "
+        f"{max(ages_s):.2f} s of {HEARTBEAT_S:g} s, {beats} of them (the machine's lag: "
         f"{1000 * lag.worst_s:.0f} ms)",
     )
-    assert len(states) >= 0.8 * expected_states
+    assert beats >= 2
+    assert len(states) >= (0.8 if is_alone else 0.2) * expected_states
 
 
 async def _until_fact(relay: RelayClient, true: Callable[[dict[str, Any]], bool]) -> None:
@@ -325,8 +338,11 @@ class Sticky:
         return number
 
 
-async def test_a_driver_that_never_returns_is_reported_as_stuck(places: Places) -> None:
+async def test_a_driver_that_never_returns_is_reported_as_stuck(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """FR9: at its timeout: in the relay's status, as an event, and to its caller."""
+    hear_last_words(monkeypatch)
     driver, news, history = Sticky(), Heard(), History()
     heard_at: list[float] = []
 
@@ -341,22 +357,21 @@ async def test_a_driver_that_never_returns_is_reported_as_stuck(places: Places) 
         await client.follow_states()
         relay = await client.get_relay_agent("sticky")
         assert await relay.move(0) == 0
-        with Lag() as lag:
-            try:
-                figures_s = await _stuck(relay, driver, history, news, heard_at)
-            finally:
-                driver.released.set()
+        try:
+            figures_s = await _stuck(relay, driver, history, news, heard_at)
+        finally:
+            driver.released.set()
         await _until_fact(relay, lambda facts: not facts["stuck"] and not facts["busy_with"])
         assert await relay.move(2) == 2
     stuck, queued = history.operations
-    off = {what: abs(each - STUCK_S) for what, each in figures_s.items()}
+
     conclude(
         "FR9",
         f"1 call that never returns, of at most {STUCK_S:g} s",
         2,
         {
             "not told at its timeout": [
-                what for what, each in off.items() if each > PUNCTUAL_S + lag.worst_s
+                what for what, each in figures_s.items() if not STUCK_S <= each <= STUCK_S + SLACK_S
             ],
             "caller not told": [each for each in [stuck] if each.error != OutcomeUnknown.__name__],
             "queued call not told": [each for each in [queued] if each.error != Expired.__name__],
@@ -374,7 +389,8 @@ async def _stuck(
     calling = asyncio.create_task(history.watch("stick", relay.stick(), TIMEOUT_S))
     await asyncio.to_thread(driver.begun.wait)
     began = history.operations[0].began_at
-    assert not (await relay.status()).facts["stuck"]
+    facts = (await relay.status()).facts
+    assert not facts["stuck"] or time.monotonic() > began + STUCK_S
     await _until_fact(relay, lambda facts: bool(facts["stuck"]))
     status_s = time.monotonic() - began
     await calling

@@ -25,6 +25,7 @@ from tests.support.peers import until
 from tests.support.places import Places, list_relay
 from tests.support.plain_client import PlainClient, plain_clients
 from tests.support.processes import Process, free_ports, program
+from tests.support.promptness import SLACK_S
 
 import labmesh
 import labmesh.transport.blocking as blocking_module
@@ -34,6 +35,8 @@ from labmesh.errors import OutcomeUnknown
 RELAY = "Inst-0"
 CALLS = 100
 TIMEOUT_S = 1.0
+#: Calls that are to be in the queue before their relay is stopped are in it by then.
+QUEUED_S = 3.0
 LIMIT_S = 20.0
 #: A caller without a timeout gives up when it has heard nothing for so long.
 GIVEN_UP_S = 4.0
@@ -54,9 +57,18 @@ def recording_relay(places: Places, journal: Journal, **options: Any) -> Process
 
 
 def conclude_late(
-    row: str, faults: str, history: History, journal: Journal, machine_s: float
+    row: str,
+    faults: str,
+    history: History,
+    journal: Journal,
+    machine_s: float,
+    *,
+    is_alone: bool = False,
 ) -> None:
-    """What must be so of calls whose relay could not be reached in time."""
+    """What must be so of calls whose relay could not be reached in time.
+
+    :param machine_s: how late the machine was at worst; alone with it nothing else is granted.
+    """
     executions = journal.executions
     told = ", ".join(f"{count} {what}" for what, count in history.told().items())
     conclude(
@@ -68,7 +80,7 @@ def conclude_late(
             "executed twice": twice(executions),
             "not told how it ended": history.not_told(),
             "told wrongly": history.falsely_told(executions),
-            "deadline overrun": history.overrun(machine_s),
+            "deadline overrun": history.overrun(machine_s if is_alone else SLACK_S),
         },
         f"told: {told}; overrun at most {1000 * history.worst_overrun_s():.0f} ms "
         f"(of them the machine's {1000 * machine_s:.0f} ms)",
@@ -95,20 +107,21 @@ async def test_a_stopped_relay_runs_nothing_of_what_it_missed(
             await asyncio.to_thread(threads.connect)
             endpoint = client.health(RELAY).endpoint
             (plain,) = stack.enter_context(plain_clients(endpoint, count=1))
-            busy = asyncio.create_task(relay.call("busy", 1.5, timeout=LIMIT_S))
+            busy = asyncio.create_task(relay.call("busy", QUEUED_S, timeout=LIMIT_S))
             while (await relay.status()).facts["busy_with"] != "busy":
                 assert not busy.done()
-            by_hand = _plain_calls(plain, range(1, CALLS // 2 + 1))
+            by_hand = _plain_calls(plain, range(1, CALLS // 2 + 1), QUEUED_S)
             while (await relay.status()).facts["queued"] < CALLS // 2:
                 assert not busy.done()
             relay_process.stop()
             stopped_at = time.monotonic()
             with Lag() as lag:
                 blocking = threads.begin()
-                by_hand |= _plain_calls(plain, range(CALLS // 2 + 1, CALLS + 1))
+                by_hand |= _plain_calls(plain, range(CALLS // 2 + 1, CALLS + 1), TIMEOUT_S)
                 await calls_of_tasks(relay, history)
                 await asyncio.to_thread(threads.join)
-            await asyncio.sleep(stopped_at + stopped_s - time.monotonic())
+            expired_at = max(each.deadline for each in by_hand.values())
+            await asyncio.sleep(max(stopped_at + stopped_s, expired_at) - time.monotonic())
             relay_process.cont()
             _plain_replies(plain, by_hand)
             with pytest.raises(OutcomeUnknown):
@@ -118,8 +131,9 @@ async def test_a_stopped_relay_runs_nothing_of_what_it_missed(
                 await relay.call("put", f"after-{number}", timeout=LIMIT_S)
     assert journal.count("after-") == 3 * CALLS
     faults = f"SIGSTOP for {stopped_s:g} s"
-    conclude_late("FR1", faults, history, journal, lag.worst_s)
-    conclude_late("FR1 (threads)", faults, blocking, journal, lag.worst_s)
+    is_alone = stopped_s >= 10.0
+    conclude_late("FR1", faults, history, journal, lag.worst_s, is_alone=is_alone)
+    conclude_late("FR1 (threads)", faults, blocking, journal, lag.worst_s, is_alone=is_alone)
     assert len(threads.direct) == CALLS
     plain_history = History(by_hand.values())
     conclude(
@@ -146,7 +160,7 @@ async def test_what_a_caller_has_given_up_does_not_begin_later(
             await asyncio.to_thread(relay_process.wait_for, "^ready", LIMIT_S)
             relay = await client.get_relay_agent(RELAY, wait=LIMIT_S)
             await relay.call("move", "first")
-            busy = asyncio.create_task(relay.call("busy", 2.0, timeout=LIMIT_S))
+            busy = asyncio.create_task(relay.call("busy", QUEUED_S, timeout=LIMIT_S))
             while (await relay.status()).facts["busy_with"] != "busy":
                 assert not busy.done()
 
@@ -166,9 +180,8 @@ async def test_what_a_caller_has_given_up_does_not_begin_later(
             while (await relay.status()).facts["queued"] < CALLS // 2:
                 assert not busy.done()
             relay_process.stop()
-            with Lag() as lag:
-                calls += begin(CALLS // 2)
-                await asyncio.gather(*calls)
+            calls += begin(CALLS // 2)
+            await asyncio.gather(*calls)
             relay_process.cont()
             with pytest.raises(OutcomeUnknown):
                 await busy
@@ -182,7 +195,7 @@ async def test_what_a_caller_has_given_up_does_not_begin_later(
         {
             "ran after their callers were told": ran,
             "not told": history.not_told(),
-            "too late": history.overrun(lag.worst_s + 0.5),
+            "too late": history.overrun(SLACK_S),
         },
         f"told: {dict(history.told())}",
     )
@@ -199,10 +212,10 @@ async def calls_of_tasks(relay: RelayClient, history: History) -> None:
     )
 
 
-def _plain_calls(plain: PlainClient, call_ids: range) -> dict[int, Operation]:
+def _plain_calls(plain: PlainClient, call_ids: range, timeout_s: float) -> dict[int, Operation]:
     """Calls of which nobody says that their caller has given up; only their deadline does."""
     history = History()
-    operations = {each: history.begin(plain.tag(each), TIMEOUT_S) for each in call_ids}
+    operations = {each: history.begin(plain.tag(each), timeout_s) for each in call_ids}
     for call_id, operation in operations.items():
         plain.send(call_id, deadline=operation.deadline)
     return operations
@@ -303,7 +316,8 @@ async def test_a_link_that_was_half_open_brings_nothing_late(
             await asyncio.to_thread(each.wait_for, "^healed", LIMIT_S)
     for name, history in zip(("mute", "deaf"), histories, strict=True):
         faults = f"blackhole for {cut_s:g} s, client {name}"
-        conclude_late("FR2", faults, history, journal, lag.worst_s)
+        is_alone = cut_s >= 10.0
+        conclude_late("FR2", faults, history, journal, lag.worst_s, is_alone=is_alone)
     assert journal.count("mute-after-") >= 2 * CALLS
     assert journal.count("deaf-after-") >= 2 * CALLS
     assert {each.told for each in histories[0].operations} == {"unknown"}

@@ -19,6 +19,7 @@ import zmq
 from tests.support.keyed import KeyedLab, keyed_socket
 from tests.support.peers import until
 from tests.support.places import Places
+from tests.support.promptness import SLACK_S
 from tests.support.wire_events import heard, published
 
 from labmesh.protocol.codec import decode_event, encode_event, encode_value
@@ -99,7 +100,7 @@ def attacks(own: str, captured: Frames) -> list[Callable[[int], Frames]]:
 
 async def admitted(socket: zmq.Socket[bytes]) -> None:
     """The broker has subscribed, so that nothing is lost at the start."""
-    await until(lambda: socket.poll(0), 5.0, "let in")
+    await until(lambda: socket.poll(0), what="let in")
     assert socket.recv() == b"\x01"
 
 
@@ -155,7 +156,7 @@ async def test_nobody_hears_what_was_forged_or_replayed(
             guard = broker._sockets.security.guard
             assert guard is not None
             evil = lab.grant(REVOKED, "relay").user
-            await until(lambda: guard.grant_of(evil) is None, 1.0, "revoked")
+            await until(lambda: guard.grant_of(evil) is None, 1.0 + SLACK_S, "revoked")
             dropped = proxy.events.dropped
             began = time.monotonic()
             forging = [

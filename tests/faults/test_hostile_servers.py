@@ -17,6 +17,7 @@ from tests.support.doubles import Answers, BrokerDouble, RouterDouble
 from tests.support.hearing import Heard
 from tests.support.leaks import Held, assert_nothing_more, warm_up
 from tests.support.peers import PROTECTED, endpoint_of, raw_socket, until
+from tests.support.promptness import SLACK_S
 from tests.support.wire_events import published
 
 from labmesh import BankClient, DirectorClientAgent, DirectoryBroker
@@ -217,7 +218,7 @@ async def test_a_directory_that_makes_no_sense_is_a_typed_error(what: str) -> No
                     await work
                 except LabmeshError as exc:
                     errors.append(exc)
-                assert time.monotonic() - began < 1.0
+                assert time.monotonic() - began < 0.3 + SLACK_S
             assert errors
             assert not client._failure
 
@@ -229,9 +230,9 @@ async def test_an_event_port_that_makes_no_sense_is_a_typed_error(port: object) 
         client = DirectorClientAgent(broker_rpc=broker.endpoint, security=PROTECTED)
         if lie:
             with pytest.raises(LinkLost, match="does not tell its event port"):
-                await client.connect(timeout=2.0)
+                await client.connect(timeout=4 * SLACK_S)
         else:
-            await client.connect(timeout=2.0)
+            await client.connect(timeout=4 * SLACK_S)
             await client.close()
 
 
@@ -317,10 +318,13 @@ async def test_a_relay_that_makes_no_sense_gives_a_typed_error_in_time(what: str
     with RouterDouble(answer, node_id="Inst-0") as double:
         async with client_of(double, "relay") as client:
             relay = await client.get_relay_agent("Inst-0")
+            timeout = 1.0 if what in UNANSWERED else 4 * SLACK_S
             began = time.monotonic()
             with pytest.raises(LabmeshError) as caught:
-                await relay.call("ramp", [1], timeout=1.0)
-            assert time.monotonic() - began < 1.1
+                await relay.call("ramp", [1], timeout=timeout)
+            took_s = time.monotonic() - began
+            print(f"told after {took_s:.2f} s")
+            assert took_s < 1.0 + SLACK_S
             assert isinstance(caught.value, kind)
             assert caught.value.executed is not False or kind is not OutcomeUnknown
             for ask in (relay.describe(), relay.status()):

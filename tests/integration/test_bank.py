@@ -18,6 +18,7 @@ from tests.support.banks import asking, bank_of, object_of, sha256_of
 from tests.support.hearing import Heard
 from tests.support.places import Places
 from tests.support.processes import free_ports
+from tests.support.promptness import SLACK_S
 
 from labmesh import DataBank
 from labmesh.errors import (
@@ -338,8 +339,8 @@ async def test_without_a_bank_an_upload_gives_up_after_its_retries(places: Place
         took_s.append(time.monotonic() - began)
         assert endpoint in str(caught.value)
     # Each try waits 0.2 s for a link; between them it pauses, 0.2 s and then 0.4 s.
-    assert 0.2 <= took_s[0] < 2.0
-    assert 1.2 <= took_s[1] < 2.2
+    assert 0.2 <= took_s[0] < 0.2 + SLACK_S
+    assert 1.2 <= took_s[1] < 1.2 + SLACK_S
 
 
 async def test_a_relays_own_settings_say_how_patient_its_uploads_are(places: Places) -> None:
@@ -354,7 +355,7 @@ async def test_a_relays_own_settings_say_how_patient_its_uploads_are(places: Pla
             began = time.monotonic()
             with pytest.raises(ConnectionError, match="2 tries did not help"):
                 await relay.upload(SCAN)
-            assert 0.5 <= time.monotonic() - began < 1.4
+            assert 0.5 <= time.monotonic() - began < 0.5 + SLACK_S
 
 
 async def test_a_bank_that_does_not_answer_is_given_up_after_the_timeout(places: Places) -> None:
@@ -372,9 +373,9 @@ async def test_a_bank_that_does_not_answer_is_given_up_after_the_timeout(places:
     try:
         began = time.monotonic()
         with pytest.raises(TimeoutError, match="2 tries did not help") as caught:
-            await upload_dataset(str(mute.address), SCAN, timeout=0.2, retries=1)
+            await upload_dataset(str(mute.address), SCAN, timeout=1.0, retries=1)
         assert isinstance(caught.value, NoAnswer)
-        assert 0.6 <= time.monotonic() - began < 1.5
+        assert 2.2 <= time.monotonic() - began < 2.2 + SLACK_S
     finally:
         await mute.close()
         sockets.close_all()
@@ -594,7 +595,7 @@ async def test_questions_behind_many_others_end_in_time(places: Places) -> None:
             for _ in range(50)
         ]
         results = await asyncio.gather(*asked, return_exceptions=True)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 0.3 + SLACK_S
         assert {type(each) for each in results} == {NotSent}
 
 

@@ -22,6 +22,7 @@ from tests.support.lab_values import same
 from tests.support.peers import until
 from tests.support.places import Places
 from tests.support.processes import Process, free_ports, program
+from tests.support.promptness import BEGUN_S, SLACK_S, hear_last_words
 
 from labmesh import RelayClient
 from labmesh.errors import (
@@ -35,7 +36,7 @@ from labmesh.errors import (
     TooLarge,
     UnknownMethod,
 )
-from labmesh.protocol.caller import RESUME_S, Caller
+from labmesh.protocol.caller import Caller
 from labmesh.protocol.messages import Hello, Welcome
 from labmesh.testing import After, Held, LocalMesh, ScriptedInstrument
 from labmesh.transport.keys import Security
@@ -43,9 +44,6 @@ from labmesh.transport.link import Link
 from labmesh.transport.sockets import Sockets
 
 LIMIT_S = 10.0
-#: How far from its deadline a call may end.
-#: The promise is 100 ms, and what is printed. A machine that is busy with other work gets more.
-PUNCTUAL_S = 0.5
 
 
 @asynccontextmanager
@@ -249,7 +247,7 @@ async def test_a_request_over_the_limit_is_refused_here_and_the_link_stays(
         began = time.monotonic()
         with pytest.raises(TooLarge, match=said):
             await relay.call("echo", arguments, timeout=LIMIT_S)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SLACK_S
         assert await relay.echo() == [[], {}]
 
 
@@ -404,9 +402,11 @@ async def test_a_driver_that_blocks_leaves_everything_else_untouched() -> None:
         calling = asyncio.create_task(relay.block())
         await until_called(blocked, "block")
         times_s: dict[str, list[float]] = {"status": [], "other relay": [], "refusal": []}
-        heartbeat_ages_s = []
+        heartbeat_ages_s: list[float] = []
         until = time.monotonic() + 1.0
-        while time.monotonic() < until:
+        while (now := time.monotonic()) < until or (
+            heartbeats(heartbeat_ages_s) < 3 and now < until + LIMIT_S
+        ):
             with _timed(times_s["status"]):
                 facts = (await relay.status()).facts
             assert facts["busy_with"] == "block"
@@ -419,10 +419,16 @@ async def test_a_driver_that_blocks_leaves_everything_else_untouched() -> None:
         for what, each in times_s.items():
             p99_s = sorted(each)[int(0.99 * len(each))]
             print(f"{what}: {len(each)} times, p99 {1000 * p99_s:.2f} ms")
-            assert p99_s < 0.5, what
-        assert max(heartbeat_ages_s) < 0.1 + 1.0
+            assert p99_s < SLACK_S, what
+        print(f"the heartbeat was at most {max(heartbeat_ages_s):.2f} s old")
+        assert heartbeats(heartbeat_ages_s) >= 3
         released.set()
         assert await calling == "at last"
+
+
+def heartbeats(ages_s: list[float]) -> int:
+    """How many there were while the last one was so old."""
+    return sum(later < earlier for earlier, later in itertools.pairwise(ages_s))
 
 
 class _timed:
@@ -498,18 +504,23 @@ async def test_the_first_calls_of_many_tasks_share_one_link() -> None:
 # ── the end of a call ───────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_call_that_waits_in_the_queue_expires_and_never_runs() -> None:
+async def test_a_call_that_waits_in_the_queue_expires_and_never_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hear_last_words(monkeypatch)
     released = threading.Event()
     driver = ScriptedInstrument(block=Held(released), move=1)
     async with relay_of(driver) as relay:
         calling = asyncio.create_task(relay.block())
         await until_called(driver, "block")
-        waits = [relay.call("move", timeout=each) for each in (0.05, 0.2, 0.5)]
+        timeouts = (0.2, 0.4, 0.6)
+        waits = [relay.call("move", timeout=each) for each in timeouts]
         took_s = await asyncio.gather(
             *(ends_after(each, Expired, "did not run|was not run") for each in waits)
         )
-        for took, timeout in zip(took_s, (0.05, 0.2, 0.5), strict=True):
-            assert abs(took - timeout) < PUNCTUAL_S
+        overruns = [took - timeout for took, timeout in zip(took_s, timeouts, strict=True)]
+        print(f"overruns: {', '.join(f'{1000 * each:.0f}' for each in overruns)} ms")
+        assert max(overruns) < SLACK_S
         released.set()
         await calling
         assert await relay.move() == 1
@@ -521,9 +532,10 @@ async def test_a_call_that_runs_at_its_deadline_has_an_unknown_outcome() -> None
     driver = ScriptedInstrument(block=Held(released), poll={})
     async with relay_of(driver) as relay:
         took_s = await ends_after(
-            relay.call("block", timeout=0.3), OutcomeUnknown, "was running at its deadline"
+            relay.call("block", timeout=BEGUN_S), OutcomeUnknown, "was running at its deadline"
         )
-        assert abs(took_s - 0.3) < PUNCTUAL_S
+        print(f"overrun: {1000 * (took_s - BEGUN_S):.0f} ms")
+        assert BEGUN_S <= took_s < BEGUN_S + SLACK_S
         assert (await relay.status()).facts["busy_with"] == "block"
         released.set()
         assert await relay.poll() == {}
@@ -537,7 +549,7 @@ async def test_a_timeout_of_zero_or_less_ends_at_once_and_runs_nothing() -> None
             began = time.monotonic()
             with pytest.raises(LabmeshError) as caught:
                 await relay.call("move", timeout=timeout)
-            assert time.monotonic() - began < PUNCTUAL_S
+            assert time.monotonic() - began < SLACK_S
             assert caught.value.executed is False
     assert len(driver.calls) == 1
 
@@ -546,10 +558,10 @@ async def test_without_a_timeout_call_limit_caps_a_call() -> None:
     released = threading.Event()
     driver = ScriptedInstrument(block=Held(released))
     async with LocalMesh({"Inst-0": driver}, banks=0) as mesh:
-        client = await mesh.client(call_limit=0.3)
+        client = await mesh.client(call_limit=BEGUN_S)
         relay = await client.get_relay_agent("Inst-0")
         took_s = await ends_after(relay.block(), OutcomeUnknown)
-        assert abs(took_s - 0.3) < PUNCTUAL_S
+        assert BEGUN_S <= took_s < BEGUN_S + SLACK_S
         released.set()
 
 
@@ -558,8 +570,8 @@ async def test_a_call_lasts_as_long_as_its_relay_shows_that_it_runs(
 ) -> None:
     """Far beyond the silence that ends it: the signs of life, here ten times as many, tell."""
     monkeypatch.setattr("labmesh.protocol.callee.SIGN_INTERVAL_S", 0.1)
-    monkeypatch.setattr("labmesh.transport.requests.Caller", partial(Caller, silence_s=0.3))
-    driver = ScriptedInstrument(slow=After(0.7, "done"))
+    monkeypatch.setattr("labmesh.transport.requests.Caller", partial(Caller, silence_s=1.5))
+    driver = ScriptedInstrument(slow=After(2.0, "done"))
     async with relay_of(driver) as relay:
         running, queued = await asyncio.gather(relay.slow(), relay.slow())
         assert (running, queued) == ("done", "done")
@@ -599,16 +611,17 @@ async def test_a_relay_that_is_gone_or_silent_is_given_up_within_4_s(places: Pla
             frozen_s = time.monotonic() - stopped_at
             process.cont()
     print(f"dead relay {gone_s:.2f} s, frozen relay {frozen_s:.2f} s")
-    assert abs(hasty_s - 0.3) < PUNCTUAL_S
-    assert gone_s < 4.0 + PUNCTUAL_S
-    assert frozen_s < 4.0 + 2 * PUNCTUAL_S
+    assert 0.3 <= hasty_s < 0.3 + SLACK_S
+    assert gone_s < 4.0 + SLACK_S
+    assert frozen_s < 4.0 + SLACK_S
 
 
 async def test_a_call_made_before_the_death_of_its_relay_is_noticed_ends_as_soon(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop stood still meanwhile; the limit for such calls, 4 s, is made shorter here."""
+    """The loop stood still meanwhile; the limits for such calls, 4 s and 2 s, are shorter here."""
     monkeypatch.setattr("labmesh.asking.links._REACH_S", 0.5)
+    monkeypatch.setattr("labmesh.protocol.caller.RESUME_S", 0.5)
     nodes = (
         f'[{{"kind": "relay", "relay_id": "Inst-0", "broker_rpc": "{places.rpc}", '
         f'"state_pub": "{places.xsub}", "rpc_bind": "tcp://127.0.0.1:*"}}]'
@@ -623,7 +636,7 @@ async def test_a_call_made_before_the_death_of_its_relay_is_noticed_ends_as_soon
             # Mostly it is not sent. When the system has not told yet it is, and then the link is
             # waited for: it might only have broken.
             took_s = await ends_after(relay.square(4), (NotSent, OutcomeUnknown))
-    assert took_s < max(0.5, RESUME_S) + PUNCTUAL_S
+    assert took_s < 0.5 + SLACK_S
 
 
 async def register(rpc: str, record: Any) -> None:
@@ -651,7 +664,7 @@ async def test_a_deadline_is_kept_while_relay_and_broker_are_away(places: Places
             RelayClient(client, "never-seen").call("poll", timeout=0.3),
         ):
             took_s = await ends_after(call, NotSent)
-            assert took_s < 0.3 + PUNCTUAL_S
+            assert took_s < 0.3 + SLACK_S
 
 
 async def test_a_call_that_is_sent_and_whose_relay_stops_is_told_at_once(places: Places) -> None:
@@ -664,7 +677,7 @@ async def test_a_call_that_is_sent_and_whose_relay_stops_is_told_at_once(places:
         # A call that is on its way when the link breaks ends otherwise: nobody knows how.
         await until(lambda: link is not None and not link.up)
         took_s = await ends_after(proxy.poll(), ConnectionError, "Inst-0 is not on the mesh")
-        assert took_s < 2.0
+        assert took_s < SLACK_S
 
 
 @pytest.mark.parametrize("port", ["the same port", "another port"])
@@ -682,8 +695,11 @@ async def test_a_relay_that_was_restarted_is_found_again(port: str, places: Plac
             assert await proxy.who() == 2
 
 
-async def test_a_call_waits_for_a_listed_relay_that_comes_back_elsewhere(places: Places) -> None:
+async def test_a_call_waits_for_a_listed_relay_that_comes_back_elsewhere(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its old address is dead and still listed when the call is made; then it registers anew."""
+    monkeypatch.setattr("labmesh.asking.links._REACH_S", 3 * SLACK_S)
     dead = records.relay("Inst-0", endpoint=f"tcp://127.0.0.1:{free_ports(1)[0]}")
     async with places.broker(), places.client() as client:
         await register(places.rpc, dead)
@@ -692,7 +708,7 @@ async def test_a_call_waits_for_a_listed_relay_that_comes_back_elsewhere(places:
         async with places.relay():
             began = time.monotonic()
             assert await calling == {"voltage": 2.5}
-            assert time.monotonic() - began < 2.5
+            assert time.monotonic() - began < 2 * SLACK_S, "found before its limit"
 
 
 # ── taking back ─────────────────────────────────────────────────────────────────────────────────
@@ -745,7 +761,7 @@ async def test_a_full_queue_refuses_and_says_behind_what() -> None:
         began = time.monotonic()
         with pytest.raises(Busy, match="2 calls wait, the limit, behind block") as caught:
             await relay.move()
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < SLACK_S
         assert caught.value.executed is False
         assert caught.value.retryable
         assert caught.value.detail["running"] == "block"

@@ -54,7 +54,7 @@ async def queue_has(relay: RelayClient, count: int) -> None:
 async def test_a_call_that_waits_is_taken_back_when_its_client_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("labmesh.serving.served._GIVEN_UP_S", 0.5)
+    monkeypatch.setattr("labmesh.serving.served._GIVEN_UP_S", 2.0)
     monkeypatch.setattr("labmesh.protocol.callee.SIGN_INTERVAL_S", 0.1)
     driver = Stage()
     async with LocalMesh({"stage": driver}, banks=0) as mesh:
@@ -75,7 +75,7 @@ async def test_a_call_whose_caller_heard_nothing_for_too_long_does_not_begin(
 ) -> None:
     """The relay's loop stood still, and gave no signs of life; its driver's thread worked on, or
     it goes on when the loop does, which has signs of life to give by then."""
-    monkeypatch.setattr("labmesh.serving.served._GIVEN_UP_S", 0.2)
+    monkeypatch.setattr("labmesh.serving.served._GIVEN_UP_S", 1.5)
     monkeypatch.setattr("labmesh.protocol.callee.SIGN_INTERVAL_S", 0.1)
     driver = Stage()
     async with LocalMesh({"stage": driver}, banks=0) as mesh:
@@ -86,10 +86,10 @@ async def test_a_call_whose_caller_heard_nothing_for_too_long_does_not_begin(
             desk = mesh.relays["stage"]._desk
             # What stands still here is the loop of this test, and with it that of the relay.
             if first == "its thread":
-                threading.Timer(0.5, driver.free.set).start()
+                threading.Timer(1.8, driver.free.set).start()
             assert await asyncio.to_thread(lambda: True)
             ended = threading.Event()
-            ended.wait(0.7)
+            ended.wait(2.2)
             if first == "its loop":
                 await queue_has(stage, 0)
                 driver.free.set()

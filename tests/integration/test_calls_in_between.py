@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 import zmq.asyncio
+from tests.support.promptness import SLACK_S
 
 from labmesh import RelayClient, expose
 from labmesh.errors import OutcomeUnknown
@@ -67,8 +68,8 @@ async def test_no_call_of_a_batch_begins_after_its_deadline() -> None:
             socket.connect(str(mesh.relays["stage-0"].rpc))
             await socket.send(msgspec.msgpack.encode({"type": "ping", "id": "p"}))
             clock = msgspec.msgpack.decode(await socket.recv())["clock"]
-            moves = [["move", [number, 0.2]] for number in range(5)]
-            batch = {"type": "batch", "id": "1", "calls": moves, "deadline": clock + 0.3}
+            moves = [["move", [number, 1.0]] for number in range(5)]
+            batch = {"type": "batch", "id": "1", "calls": moves, "deadline": clock + 1.95}
             await socket.send(msgspec.msgpack.encode(batch))
             while (answer := msgspec.msgpack.decode(await socket.recv()))["type"] == "alive":
                 pass
@@ -91,7 +92,7 @@ async def test_the_safe_state_does_not_wait_for_a_stream() -> None:
                 pass
 
         reading = asyncio.create_task(read())
-        assert await asyncio.to_thread(stage.safe.wait, 3.0)
+        assert await asyncio.to_thread(stage.safe.wait, 2 * SLACK_S)
         assert not reading.done()
         reading.cancel()
 

@@ -15,6 +15,7 @@ import pytest
 from tests.support import records
 from tests.support.places import ANYWHERE, Places
 from tests.support.processes import free_ports
+from tests.support.promptness import SLACK_S
 
 import labmesh
 from labmesh import BankClient, DataBank, DirectorClientAgent, RelayAgent, RelayClient
@@ -122,7 +123,7 @@ async def test_a_relay_and_a_bank_that_come_late_are_waited_for(places: Places) 
             await bank.ready
             began = time.monotonic()
             proxy, *_ = await asyncio.gather(*looking)
-            assert time.monotonic() - began < 1.0
+            assert time.monotonic() - began < SLACK_S
             assert await proxy.poll() == {"voltage": 2.5}
 
 
@@ -133,7 +134,7 @@ async def test_an_unknown_id_names_the_closest_and_says_that_the_broker_is_fine(
         began = time.monotonic()
         with pytest.raises(LookupError) as caught:
             await client.get_relay_agent("inst-0", wait=0.3)
-        assert 0.3 <= time.monotonic() - began < 2.0
+        assert 0.3 <= time.monotonic() - began < 0.3 + SLACK_S
         text = str(caught.value)
         for named in ("'inst-0'", "Inst-0", "thermo", "broker is fine"):
             assert named in text
@@ -223,7 +224,7 @@ async def test_while_the_broker_is_away_questions_to_it_end_in_time(
             began = time.monotonic()
             with pytest.raises(ConnectionError, match="broker") as caught:
                 await ask()
-            assert time.monotonic() - began < 2.0
+            assert time.monotonic() - began < SLACK_S
             assert isinstance(caught.value, LinkLost)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import statistics
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from tests.support.promptness import SLACK_S
 
 from labmesh.broker import DirectoryBroker
 from labmesh.cli import assembly
@@ -95,13 +97,13 @@ async def test_a_silent_node_leaves_after_ttl_seconds(
         epoch="1",  # type: ignore[arg-type]
         endpoints={"rpc": "tcp://127.0.0.1:9"},
     )
-    welcome = await link.request(Hello(id="-", node=record), Welcome, timeout=5)
     began = time.monotonic()
+    welcome = await link.request(Hello(id="-", node=record), Welcome, timeout=10)
     assert welcome.ttl_s == 0.6
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):
         change = await left
     assert (change["node_id"], change["reason"]) == ("silent", "expired")
-    assert 0.5 < time.monotonic() - began < 2.0
+    assert 0.6 <= time.monotonic() - began < 0.6 + SLACK_S
 
 
 async def test_a_relay_that_beats_within_ttl_seconds_stays(
@@ -109,7 +111,7 @@ async def test_a_relay_that_beats_within_ttl_seconds_stays(
 ) -> None:
     config = replace(
         config,
-        broker=replace(config.broker, ttl_seconds=0.6),
+        broker=replace(config.broker, ttl_seconds=SLACK_S),
         relay=RelayTable(heartbeat_seconds=0.1),
     )
     broker = await started(stack, config)
@@ -117,13 +119,13 @@ async def test_a_relay_that_beats_within_ttl_seconds_stays(
     await stack.enter_async_context(relay)
     await relay.ready
     client = await client_of(stack, broker)
-    changes: list[object] = []
-    client.on_presence(changes.append)
+    changes: list[str] = []
+    client.on_presence(lambda change: changes.append(change["change"]))
     proxy = await client.get_relay_agent("Thermo-0")
-    ages = await heartbeat_ages(proxy, seconds=1.5)
-    assert max(ages) < 2.0, "it beat all the time"
+    ages = await heartbeat_ages(proxy, seconds=SLACK_S + 0.3)
+    assert max(ages) < SLACK_S, "it beat all the time"
     assert beats(ages) >= 7, "about every 0.1 s"
-    assert changes == []
+    assert "left" not in changes
     (listed,) = await client.list_nodes()
     assert listed.heartbeat_s == 0.1
 
@@ -131,7 +133,7 @@ async def test_a_relay_that_beats_within_ttl_seconds_stays(
 async def test_a_bank_beats_at_heartbeat_seconds(stack: AsyncExitStack, config: Config) -> None:
     config = replace(
         config,
-        broker=replace(config.broker, ttl_seconds=0.6),
+        broker=replace(config.broker, ttl_seconds=SLACK_S),
         bank=replace(config.bank, heartbeat_seconds=0.1),
     )
     broker = await started(stack, config)
@@ -140,7 +142,7 @@ async def test_a_bank_beats_at_heartbeat_seconds(stack: AsyncExitStack, config: 
     await bank.ready
     client = await client_of(stack, broker)
     proxy = await client.get_databank_agent()
-    assert beats(await heartbeat_ages(proxy, seconds=1.0)) >= 5
+    assert beats(await heartbeat_ages(proxy, seconds=2.0)) >= 4
 
 
 @pytest.mark.parametrize(("table_s", "poll", "wanted_s"), [(0.1, None, 0.1), (5.0, 0.2, 0.2)])
@@ -157,11 +159,12 @@ async def test_states_come_at_state_interval_or_at_an_entrys_poll(
     readings: asyncio.Queue[Reading] = asyncio.Queue()
     client.on_reading(readings.put_nowait)
     async with asyncio.timeout(10):
-        first = await readings.get()
-        while (last := await readings.get()).sequence < first.sequence + 6:
-            pass
-    steps = last.sequence - first.sequence
-    assert (last.time - first.time) / steps == pytest.approx(wanted_s, rel=0.35)
+        taken = [await readings.get()]
+        while taken[-1].sequence < taken[0].sequence + 8:
+            taken.append(await readings.get())
+    # A busy machine leaves some out, and the next one comes at its time: not so most of them.
+    steps_s = [later.time - earlier.time for earlier, later in pairwise(taken)]
+    assert statistics.median(steps_s) == pytest.approx(wanted_s, rel=0.35)
 
 
 async def test_upload_chunk_is_what_a_relay_sends_at_a_time(

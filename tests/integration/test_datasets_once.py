@@ -249,5 +249,7 @@ async def test_banks_that_come_go_and_begin_anew(mesh: LocalMesh) -> None:
     await other.upload(b"d", dataset_id="d")
     await heard.count(4)
     await mesh.restart_broker()
+    # A question on its way when the link breaks is one that its sender has to ask again.
+    await until(lambda: client._broker.epoch == mesh.broker.epoch)
     await stored(client, "e")
     assert ids(await heard.count(5)) == ["a", "b", "c", "d", "e"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pytest
+from tests.support.promptness import BEGUN_S
 from tests.support.served import ServedMesh, eventually
 
 from labmesh import expose
@@ -238,7 +239,7 @@ def test_a_call_of_unknown_outcome_can_be_settled(served: ServedMesh, mesh: Mesh
     served.do(served.local.start_relay("slow", slow))
     instrument: Instrument = mesh["slow"]
     with pytest.raises(OutcomeUnknown, match="call_status") as caught:
-        instrument.call("ramp", timeout=0.3)
+        instrument.call("ramp", timeout=BEGUN_S)
     status = instrument.status()
     assert status.busy_with == "ramp"
     running = instrument.call_status(caught.value)

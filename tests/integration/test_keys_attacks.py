@@ -194,7 +194,7 @@ async def test_what_a_revoked_key_has_open_keeps_nobody_from_the_instrument(mesh
         with pytest.raises(Locked):
             await psu.call("set_voltage", [1.0])
         mesh.keys.revoke("bob")
-        await until(lambda: not mesh.relay._desk.busy, 1.0, "its stream has ended")
+        await until(lambda: not mesh.relay._desk.busy, what="its stream has ended")
         assert await psu.call("set_voltage", [3.0]) == 3.0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.support.peers import until
+from tests.support.promptness import SLACK_S
 
 from labmesh import DirectorClientAgent, DirectoryBroker, RelayAgent
 from labmesh.access.keyring import KeyFolder
@@ -21,7 +22,8 @@ from labmesh.transport.keys import MIN_PASSWORD, Security
 
 Run = Callable[..., tuple[int, list[Any], str]]
 
-TAKES_EFFECT_S = 1.0
+#: A second is promised.
+TAKES_EFFECT_S = 1.0 + SLACK_S
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import pytest
 from tests.support.hearing import Heard
 from tests.support.places import ANYWHERE, Places
 from tests.support.processes import Process
+from tests.support.promptness import SLACK_S
 
 from labmesh import DataBank, DirectoryBroker, RelayAgent
 from labmesh.errors import ConfigError, Conflict, LinkLost, NotSent, Stopping
@@ -268,7 +269,7 @@ async def test_a_client_that_is_closed_while_it_connects_says_so(places: Places)
     await client.close()
     with pytest.raises(Stopping, match="while it was connecting"):
         await connecting
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < SLACK_S
 
 
 async def test_a_callback_may_close_its_client() -> None:
@@ -548,7 +549,7 @@ async def test_without_a_broker_connecting_ends_in_time_and_says_what_to_try(
     began = time.monotonic()
     with pytest.raises(ConnectionError, match=f"{places.rpc}.*labmesh broker") as caught:
         await client.connect(timeout=0.3)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 0.3 + SLACK_S
     assert isinstance(caught.value, LinkLost)
 
 
@@ -557,8 +558,8 @@ async def test_a_broker_without_events_is_found_out_in_time(places: Places) -> N
     async with DirectoryBroker(places.rpc, ANYWHERE, ANYWHERE):
         began = time.monotonic()
         with pytest.raises(ConnectionError, match="no events come"):
-            await places.client().connect(timeout=0.6)
-        assert time.monotonic() - began < 1.5
+            await places.client().connect(timeout=1.5)
+        assert time.monotonic() - began < 1.5 + SLACK_S
 
 
 async def test_what_needs_a_connection_says_so(places: Places) -> None:

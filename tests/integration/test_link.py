@@ -20,6 +20,7 @@ from tests.support.cable import Cable
 from tests.support.doubles import RouterDouble
 from tests.support.peers import LOOPBACK, endpoint_of, open_sockets, until
 from tests.support.processes import Process, free_ports, program
+from tests.support.promptness import SLACK_S
 
 import labmesh.transport.connection as connection_module
 from labmesh.errors import (
@@ -57,10 +58,8 @@ from labmesh.transport.service import Answer, Origin, Service
 from labmesh.transport.sockets import Sockets
 
 LIMIT_S = 15.0
-#: How much later than its deadline anything may end.
-OVERRUN_S = 0.5  # 0.1 is promised, and printed; a busy machine gets more
-#: libzmq tries again after at most so long, and a ping goes there and back.
-RECOVERY_S = 2.5
+#: libzmq tries again after at most 2 s, and a ping goes there and back.
+RECOVERY_S = 2.0 + SLACK_S
 
 
 @pytest.fixture
@@ -180,7 +179,7 @@ async def test_a_question_ends_when_the_link_breaks_and_what_was_not_sent_goes_o
         began = time.monotonic()
         with pytest.raises(NotSent, match="nobody answers at relay Inst-0"):
             await link.request(call("square", 3), Result, timeout=0.5)
-        assert 0.5 <= time.monotonic() - began < 0.5 + OVERRUN_S
+        assert 0.5 <= time.monotonic() - began < 0.5 + SLACK_S
 
         patient = asyncio.create_task(link.request(call("square", 3), Result, timeout=LIMIT_S))
         async with serving(port=port, epoch="e2"):
@@ -216,7 +215,7 @@ async def test_another_node_at_the_address_is_found_out_and_the_right_one_found_
                 await link.wait_up(LIMIT_S)
             with pytest.raises(NotFound):
                 await link.request(call(), Result, timeout=LIMIT_S)
-            assert time.monotonic() - began < 1.0, "it is known at once"
+            assert time.monotonic() - began < SLACK_S, "it is known at once"
             assert not link.up
             assert isinstance(link.trouble, NotFound)
         async with serving(port=port, node_id="Inst-1"):
@@ -270,7 +269,7 @@ async def _wrong_about(sockets: Sockets, peer: str) -> list[str]:
         for _, each in outcomes
         if not isinstance(each, kind) or each.executed is not False
     ]
-    if not 0 <= min(overruns) < max(overruns) < OVERRUN_S:
+    if not 0 <= min(overruns) < max(overruns) < SLACK_S:
         wrong.append(f"{peer}: overruns {overruns}")
     if not re.search(says, str(outcomes[0][1])):
         wrong.append(f"{peer}: says {outcomes[0][1]}, not {says!r}")
@@ -310,7 +309,7 @@ async def test_no_deadline_is_overrun_when_the_node_stands_still(
             overrun.append(time.monotonic() - began - 1.5)
             assert type(unanswered.value) is NoAnswer
 
-            await until(lambda: not link.up, timeout_s=6.0)
+            await until(lambda: not link.up, timeout_s=LIMIT_S)
             noticed_s = time.monotonic() - began
             assert (link.trouble is None) or type(link.trouble) is LinkLost
             process.cont()
@@ -320,8 +319,8 @@ async def test_no_deadline_is_overrun_when_the_node_stands_still(
                 f"stopped node: overrun {1000 * max(overrun):.1f} ms, noticed after "
                 f"{noticed_s:.2f} s, up again after {time.monotonic() - began:.2f} s"
             )
-            assert 0 <= min(overrun) < max(overrun) < OVERRUN_S
-            assert noticed_s < 4.5
+            assert 0 <= min(overrun) < max(overrun) < SLACK_S
+            assert noticed_s < 4.0 + SLACK_S
             answer = await link.request(call("square", 5), Result, timeout=LIMIT_S)
             assert answer.value == 25, "nothing of before comes up"
 
@@ -511,7 +510,7 @@ async def test_a_call_whose_link_stays_broken_ends_after_a_while(
             began = time.monotonic()
             with pytest.raises(OutcomeUnknown, match="was not up again within") as caught:
                 await calling
-            assert 0.2 < time.monotonic() - began < 0.3 + OVERRUN_S
+            assert 0.2 < time.monotonic() - began < 0.3 + SLACK_S
             call_id = caught.value.detail["call"]
             assert f'call_status("{call_id}")' in str(caught.value)
             assert link._session.age_s(call_id) < LIMIT_S
@@ -572,7 +571,7 @@ async def test_a_call_that_another_socket_has_sent_is_settled(sockets: Sockets) 
             stale = msgspec.structs.replace(sent, epoch="e0")
             with pytest.raises(OutcomeUnknown, match="was restarted while ramp was on its way"):
                 await link.settle(stale, Result, deadline=deadline, sent_at=0.0)
-            assert link._session.age_s(stale.id) > time.monotonic() - 1.0
+            assert link._session.age_s(stale.id) > time.monotonic() - LIMIT_S
             with pytest.raises(OutcomeUnknown, match="while ramp was running") as caught:
                 await link.settle(stale, Result, deadline=deadline, state="running")
             assert caught.value.detail["state"] == "running"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.promptness import SLACK_S
 from tests.support.served import ServedMesh, eventually
 
 import labmesh
@@ -404,6 +405,7 @@ def test_after_a_restart_of_the_broker_the_list_is_right(served: ServedMesh, mes
     assert mesh["Inst-0"].set_voltage(1.0) == 1.0
     served.do(served.local.relays["echo-0"].stop())
     served.do(served.local.restart_broker())
+    eventually(lambda: "NO LINK to the broker" not in repr(mesh), "the mesh has it again")
     eventually(lambda: mesh.relays == ["Inst-0"], "only the relay that lives is listed")
 
 
@@ -676,7 +678,7 @@ def test_a_wrong_password_is_told_within_two_seconds(nowhere: Path) -> None:
         assert served.connect(security=right)["Inst-0"].set_voltage(1) == 1.0
         for security in (wrong, Security.resolve(environ={})):
             with pytest.raises(AuthenticationError, match="password"):
-                served.connect(security=security, timeout=2.0)
+                served.connect(security=security, timeout=2.0 + SLACK_S)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan")])

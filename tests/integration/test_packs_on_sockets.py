@@ -113,7 +113,7 @@ async def test_a_pack_of_answers_that_cannot_be_read_is_no_answer(
     with RouterDouble(lambda request: [[b"\x92\x80"], [b"\xdc\xff\xff"], [b"\x90"]]) as double:
         async with linked(sockets, double) as link:
             with caplog.at_level(logging.WARNING), pytest.raises(NoAnswer):
-                await link.request(Call(id="-", method="move"), Result, timeout=0.3)
+                await link.request(Call(id="-", method="move"), Result, timeout=1.0)
             assert link.up
     assert caplog.text.count("cannot be read: this pack cannot be decoded") == 1
 

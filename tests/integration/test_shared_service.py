@@ -304,14 +304,15 @@ def test_an_endless_message_of_one_is_not_the_end_of_others(shared: Shared) -> N
 
 
 class Doorkeeper:
-    """Sockets whose handshakes prove a name: that of the next one in a list."""
+    """Sockets whose handshakes prove a name."""
 
     witness = None
     security = SimpleNamespace(guard=True)
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self) -> None:
+        #: whoever connects now
+        self.name = ""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._names = iter(names)
         self._is_over = False
         self._requests = self._context.socket(zmq.REP)
         self._requests.bind("inproc://zeromq.zap.01")
@@ -342,15 +343,15 @@ class Doorkeeper:
         while not self._is_over:
             if self._requests.poll(10):
                 _, request_id, *_ = self._requests.recv_multipart()
-                name = next(self._names).encode()
+                name = self.name.encode()
                 self._requests.send_multipart([b"1.0", request_id, b"200", b"OK", name, b""])
 
 
 @contextmanager
-def proving(*names: str) -> Iterator[Shared]:
-    """A service whose peers have these names, in the order of their connections."""
+def proving() -> Iterator[tuple[Shared, Doorkeeper]]:
+    """A service, and who decides what its peers are called."""
     asked: list[tuple[str, Origin]] = []
-    doorkeeper = Doorkeeper(*names)
+    doorkeeper = Doorkeeper()
     service = SharedService(
         doorkeeper,  # type: ignore[arg-type]
         LOOPBACK,
@@ -362,38 +363,55 @@ def proving(*names: str) -> Iterator[Shared]:
         handle=lambda request, _, origin: asked.append((request.id, origin)),
         lock=threading.RLock(),
     )
-    with raw_socket(zmq.DEALER) as nobody:
-        yield Shared(service, nobody, asked)
-    service.close()
-    service.dispose()
-    doorkeeper.end()
+    try:
+        with raw_socket(zmq.DEALER) as nobody:
+            yield Shared(service, nobody, asked), doorkeeper
+    finally:
+        service.close()
+        service.dispose()
+        doorkeeper.end()
 
 
 def names_of(shared: Shared, routing_id: bytes, *request_ids: str) -> list[str]:
     """Who these requests, over one new connection, are said to be from; then it ends."""
-    with raw_socket(zmq.DEALER) as peer:
-        if routing_id:
-            peer.routing_id = routing_id
-        peer.connect(endpoint_of(shared.service.address))
-        count = len(shared.asked) + len(request_ids)
-        for request_id in request_ids:
-            peer.send_multipart(Codec(()).encode(Call(id=request_id, method="move")))
-        eventually(lambda: shared.read_all() or len(shared.asked) == count, "all requests")
-    origins = [origin for _, origin in shared.asked[-len(request_ids) :]]
-    eventually(lambda: not replied(shared.service, origins[0]), "it is gone")
-    return [each.user for each in origins]
+    before = len(shared.asked)
+    deadline = time.monotonic() + LIMIT_S
+    # libzmq tells of the end of a connection before its id is free, and ignores who comes with it
+    # in between. Such a one has to come again.
+    while len(shared.asked) < before + len(request_ids):
+        assert time.monotonic() < deadline, "nobody was heard"
+        with raw_socket(zmq.DEALER) as peer:
+            if routing_id:
+                peer.routing_id = routing_id
+            peer.connect(endpoint_of(shared.service.address))
+            for request_id in request_ids:
+                peer.send_multipart(Codec(()).encode(Call(id=request_id, method="move")))
+            heard_until = time.monotonic() + 1.0
+            while time.monotonic() < heard_until:
+                shared.read_all()
+                if len(shared.asked) >= before + len(request_ids):
+                    break
+                time.sleep(0.005)  # nobody announces what has come
+    origins = [origin for _, origin in shared.asked[before:]]
+    eventually(lambda: not replied(shared.service, origins[-1]), "it is gone")
+    return [each.user for each in origins[: len(request_ids)]]
 
 
 def test_each_connection_has_the_name_that_its_handshake_proved() -> None:
-    with proving("ada", "bob") as shared:
+    with proving() as (shared, doorkeeper):
+        doorkeeper.name = "ada"
         assert names_of(shared, b"", "1", "2", "3") == ["ada"] * 3
+        doorkeeper.name = "bob"
         assert names_of(shared, b"", "1", "2") == ["bob"] * 2
 
 
 def test_a_routing_id_that_a_peer_has_chosen_does_not_inherit_a_name() -> None:
-    with proving("ada", "bob", "cleo") as shared:
+    with proving() as (shared, doorkeeper):
+        doorkeeper.name = "ada"
         assert names_of(shared, b"probe", "1", "2") == ["ada", "ada"]
+        doorkeeper.name = "bob"
         assert names_of(shared, b"probe", "1", "2") == ["bob", "bob"]
+        doorkeeper.name = "cleo"
         assert names_of(shared, b"", "1") == ["cleo"]
 
 

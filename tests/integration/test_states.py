@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 import re
+import statistics
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from tests.support.hearing import Heard
 from tests.support.lab_values import same
 from tests.support.places import Places
+from tests.support.promptness import SLACK_S
 
 import labmesh.serving.states
 from labmesh.blocking.status import InstrumentStatus
@@ -210,7 +212,7 @@ async def test_a_poll_that_hangs_is_shown_as_stuck_and_not_only_its_state_as_old
         assert told["method"] == "poll"
         status = InstrumentStatus.of("Inst-0", client.health("Inst-0"), await relay.status(), None)
         assert (status.busy_with, status.busy_by, status.stuck) == ("poll", "", True)
-        assert re.search(r"driver      STUCK in poll for 0\.\d+ s, 0 queued; if", repr(status))
+        assert re.search(r"driver      STUCK in poll for \d\.\d+ s, 0 queued; if", repr(status))
         released.set()
         async with asyncio.timeout(10):
             while (await relay.status()).facts["stuck"]:
@@ -232,16 +234,19 @@ async def test_the_interval_is_kept_without_drift() -> None:
         first = len(driver.calls) + 1
         await asyncio.to_thread(driver.calls.wait_for, first + wanted)
         times = [each.time for each in driver.calls[first : first + wanted]]
-    steps = [(each - times[0]) / interval_s for each in times]
-    errors_s = [interval_s * (each - round(each)) for each in steps]
-    mean_error_s = sum(map(abs, errors_s)) / len(errors_s)
-    print(
-        f"{wanted} states, {times[-1] - times[0]:.3f} s, mean error {1000 * mean_error_s:.2f} ms, "
-        f"worst {1000 * max(map(abs, errors_s)):.2f} ms"
-    )
-    assert mean_error_s < interval_s / 4
-    assert all(later > earlier for earlier, later in itertools.pairwise(map(round, steps)))
-    assert round(steps[-1]) - (wanted - 1) <= 3, "states were left out"
+
+    def off_schedule_s(begins: float) -> float:
+        """How far most of them are from the steps of a schedule that begins there."""
+        steps = [(each - begins) / interval_s for each in times]
+        return statistics.median(interval_s * abs(each - round(each)) for each in steps)
+
+    # Any of them may be late, where the machine is busy: not so most of them.
+    error_s = min(map(off_schedule_s, times))
+    steps = [round((later - earlier) / interval_s) for earlier, later in itertools.pairwise(times)]
+    print(f"{wanted} states, {times[-1] - times[0]:.3f} s, median error {1000 * error_s:.2f} ms")
+    assert error_s < interval_s / 5
+    assert statistics.median(steps) == 1
+    assert sum(steps) >= wanted - 2, "what was left out is not made up for"
 
 
 async def test_a_driver_that_blocks_is_not_polled_and_polls_do_not_pile_up() -> None:
@@ -264,7 +269,7 @@ async def test_a_driver_that_blocks_is_not_polled_and_polls_do_not_pile_up() -> 
         await asyncio.to_thread(driver.calls.wait_for, polled + 5, "poll")
         times = [each.time - released_at for each in driver.calls.of("poll")[polled:]]
     # The one that was due comes at once, and the next ones on schedule.
-    assert times[0] < interval_s
+    assert times[0] < SLACK_S
     assert times[4] > 2.5 * interval_s
 
 
@@ -286,7 +291,7 @@ async def test_a_late_joiner_gets_the_last_state_of_every_relay_at_once() -> Non
         assert sorted(await first.count(3)) == [(f"Inst-{n}", {"number": n}) for n in range(3)]
         client.on_state(second)
         assert sorted(await second.count(3)) == sorted(first.items)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SLACK_S
         late = await mesh.start_relay("late", ScriptedInstrument(poll={"number": 9}))
         assert await first.one(lambda each: each[0] == "late") == ("late", {"number": 9})
         assert len(first.items) == 4

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.peers import until
 
 import labmesh
 from labmesh import testing
@@ -119,6 +120,8 @@ async def test_a_restarted_broker_has_the_addresses_of_the_old_one() -> None:
         await local.restart_broker()
         assert local.address == before[0]
         assert local.broker.epoch != before[1]
+        # A question on its way when the link breaks is one that its sender has to ask again.
+        await until(lambda: client._broker.epoch == local.broker.epoch)
         psu = await client.get_relay_agent("Inst-0")
         assert await psu.set_voltage(1) == 1.0
 

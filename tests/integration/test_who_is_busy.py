@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.support.by_hand import connected
+from tests.support.promptness import BEGUN_S, hear_last_words
 
 from labmesh import DirectorClientAgent, RelayClient
 from labmesh.asking.holding import holder_name
@@ -39,8 +40,11 @@ async def looked_at(client: DirectorClientAgent, relay: RelayClient) -> Instrume
     return InstrumentStatus.of(RELAY, client.health(RELAY), await relay.status(), None)
 
 
-async def test_everybody_sees_whose_call_keeps_a_driver_busy() -> None:
+async def test_everybody_sees_whose_call_keeps_a_driver_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Who only looks, who is refused because of it, and who waited for it in vain."""
+    hear_last_words(monkeypatch)
     async with held_up(max_queue=1) as (mesh, driver):
         caller, observer = await mesh.client(), await mesh.client()
         block = asyncio.create_task((await caller.get_relay_agent(RELAY)).block())
@@ -50,7 +54,7 @@ async def test_everybody_sees_whose_call_keeps_a_driver_busy() -> None:
         assert (status.busy_with, status.busy_by) == ("block", holder_name())
         assert re.search(r"busy with block for [\d.]+ s \(called by \S+@\S+ \(pid", repr(status))
 
-        late = asyncio.create_task(relay.call("write", timeout=0.4))
+        late = asyncio.create_task(relay.call("write", timeout=BEGUN_S))
         while not (await relay.status()).facts["queued"]:  # noqa: ASYNC110  (nobody announces it)
             await asyncio.sleep(0.001)
         with pytest.raises(Busy) as refused:

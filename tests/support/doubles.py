@@ -34,6 +34,7 @@ from labmesh.protocol.messages import (
     Status,
 )
 from labmesh.protocol.packs import is_pack, unpack
+from labmesh.transport.keys import Security
 
 #: What a double answers a request with: messages (with a body, if they have one), or raw frames.
 Answers = Iterable[Message | tuple[Message, bytes] | list[bytes]]
@@ -51,6 +52,7 @@ class RouterDouble(AbstractContextManager["RouterDouble"]):
 
     :param answer: what is sent back for each request, in its thread.
     :param pings: how often it answers a ping; None: always.
+    :param security: of the network that it is in; anybody who knows its key gets in.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class RouterDouble(AbstractContextManager["RouterDouble"]):
         epoch: str = "e1",
         pings: int | None = None,
         port: int | None = None,
+        security: Security | None = None,
     ) -> None:
         self._answer = answer
         self._node_id, self._epoch = node_id, epoch
@@ -69,6 +72,10 @@ class RouterDouble(AbstractContextManager["RouterDouble"]):
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = self._context.socket(zmq.ROUTER)
         self._router.linger = 0
+        if security is not None and security.keys is not None:
+            own = security.keys.server
+            self._router.curve_server = True
+            self._router.curve_publickey, self._router.curve_secretkey = own.public, own.secret
         self.port = port or self._router.bind_to_random_port("tcp://127.0.0.1")
         if port is not None:
             self._router.bind(f"tcp://127.0.0.1:{port}")

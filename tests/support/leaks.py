@@ -19,7 +19,7 @@ __all__ = ["Held", "assert_nothing_more", "nothing_is_left", "warm_up"]
 _FOLDERS = ("/proc/self/fd", "/dev/fd")
 _TASKS = "/proc/self/task"
 #: What ends by itself (a pool's thread, a closed connection) gets so long.
-PATIENCE_S = 3.0
+PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def open_sockets(security: Security = PROTECTED, name: str = "test") -> Iterator
         sockets.close_all()
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 5.0, what: str = "") -> None:
+async def until(condition: Callable[[], object], timeout_s: float = 10.0, what: str = "") -> None:
     """Let the loop run until something has become true; fails at the timeout."""
     try:
         async with asyncio.timeout(timeout_s):

@@ -39,7 +39,7 @@ class Places:
 
     folder: Path
     ports: list[int] = field(default_factory=lambda: free_ports(3))
-    heartbeat_s: float = 0.5
+    heartbeat_s: float = 1.0
 
     @property
     def rpc(self) -> str:

@@ -34,6 +34,8 @@ _LOOK_AGAIN_S = 0.02
 # Below the range from which systems take the local ports of outgoing connections: a program that
 # connects again and again to a port inside it can, on one machine, end up connected to itself.
 _PORTS = range(15_000, 32_000)
+#: Given out by now: some are taken only later, and two tests at a time must not have the same.
+_given: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -265,12 +267,18 @@ def specification_toml(into: Path) -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """So many ports of this machine that nobody listens at."""
+    """So many ports of this machine that nobody listens at, and nobody here was given before."""
+    # Each worker of pytest-xdist has ports of its own.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = _PORTS[worker :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
+    if len(_given) > len(own) // 2:
+        _given.clear()
     ports: list[int] = []
     chance = random.SystemRandom()
     while len(ports) < count:
-        port = chance.choice(_PORTS)
-        if port not in ports and _is_free(port):
+        port = chance.choice(own)
+        if port not in _given and _is_free(port):
+            _given.add(port)
             ports.append(port)
     return ports
 

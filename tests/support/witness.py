@@ -14,7 +14,7 @@ from labmesh.transport.link import Link
 __all__ = ["Witness", "watching"]
 
 _EVERY_S = 0.02
-_PATIENCE_S = 5.0
+_PATIENCE_S = 10.0
 
 
 class Witness:

@@ -161,9 +161,9 @@ def _run(words: list[str]) -> int:
     # A copy: the defaults are one object for all runs, and options remember what they led to.
     options = bound.arguments["options"] = dataclasses.replace(options)
     try:
-        log_to_stderr(options.verbose, options.quiet)
-        options.prepare()
-        exit_code: int = command(*bound.args, **bound.kwargs)
+        with log_to_stderr(options.verbose, options.quiet):
+            options.prepare()
+            exit_code: int = command(*bound.args, **bound.kwargs)
     except tuple(OUTCOMES) as exc:
         if type(exc) is BrokenPipeError:  # a driver's own comes as a subclass
             raise

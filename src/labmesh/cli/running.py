@@ -6,8 +6,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from labmesh.cli import assembly
@@ -202,15 +202,23 @@ def _let_through(config: Config) -> None:
     root.setLevel(min([root.level, *map(log_level, levels)]))
 
 
-def log_to_stderr(verbose: int, quiet: bool) -> None:
-    """Show the log: warnings, or more with ``-v`` and ``-vv``, or errors only with ``-q``."""
+@contextmanager
+def log_to_stderr(verbose: int, quiet: bool) -> Iterator[None]:
+    """Show the log: warnings, or more with ``-v`` and ``-vv``, or errors only with ``-q``.
+
+    As long as the block lasts: a program that runs a command inside itself has its log, and may
+    have another stderr, afterwards.
+    """
     levels = (logging.WARNING, logging.INFO, logging.DEBUG)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    for each in list(root.handlers):
-        if isinstance(each.formatter, _OneLine):
-            root.removeHandler(each)
     handler.setLevel(logging.ERROR if quiet else levels[min(verbose, 2)])
+    root = logging.getLogger()
+    level_before = root.level
     root.addHandler(handler)
     root.setLevel(handler.level)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level_before)

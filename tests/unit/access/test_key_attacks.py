@@ -33,7 +33,7 @@ def broker_guard(lab: KeyedLab) -> FolderGuard:
 
 
 def wait(found: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + 10.0
     while not found():
         assert time.monotonic() < deadline
         time.sleep(0.01)

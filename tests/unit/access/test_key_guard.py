@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.support.promptness import SLACK_S
 
 from labmesh.access.changes import found_network
 from labmesh.access.guard import FolderGuard, guard_of
@@ -198,7 +199,7 @@ def test_the_thread_follows_the_folder(folder: KeyFolder) -> None:
     try:
         ana = new_key_pair()
         folder.authorize(grant_for(ana))
-        assert noticed.wait(1.0)
+        assert noticed.wait(1.0 + SLACK_S)
         assert admitted(guard, ana, "directory") == "client:ana"
     finally:
         guard.close()
@@ -223,11 +224,11 @@ def test_a_fault_of_our_own_admits_nobody_until_it_is_over(
     monkeypatch.setattr(KeyFolder, "look_at_trusted", failing)
     guard.open()
     try:
-        assert noticed.acquire(timeout=2.0)
+        assert noticed.acquire(timeout=1.0 + SLACK_S)
         with pytest.raises(Forbidden):
             admitted(guard, owner.pair)
         monkeypatch.undo()
-        assert noticed.acquire(timeout=2.0)
+        assert noticed.acquire(timeout=1.0 + SLACK_S)
         assert admitted(guard, owner.pair) == "client:root"
     finally:
         guard.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import labmesh
 from labmesh.cli import main
 from labmesh.cli.app import app
-from labmesh.cli.outcomes import EXIT_CODES
+from labmesh.cli.outcomes import EXIT_CODES, NO_ANSWER
 
 Captured = pytest.CaptureFixture[str]
 
@@ -213,6 +214,15 @@ def test_completion_is_installed_where_it_is_wanted(tmp_path: Path) -> None:
 def test_a_word_too_many_is_named(capsys: Captured) -> None:
     assert main(["ls", "extra"]) == 2
     assert "nothing takes 'extra' here" in capsys.readouterr().err
+
+
+def test_a_program_that_runs_a_command_has_its_own_log_afterwards(capsys: Captured) -> None:
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    words = ["ls", "--broker", "127.0.0.1:9", "--timeout", "0.1", "-vv"]
+    assert main(words) == NO_ANSWER
+    assert "DEBUG" in capsys.readouterr().err
+    assert (root.level, list(root.handlers)) == before
 
 
 @pytest.mark.parametrize(
