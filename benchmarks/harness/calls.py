@@ -30,7 +30,7 @@ _UVLOOP = replace(
 )
 
 _CANDIDATES = (
-    Candidate(_RAW, "raw pyzmq (the limit)", "on_pyzmq.py", "here"),
+    Candidate(_RAW, "raw pyzmq", "on_pyzmq.py", "here"),
     Candidate(
         _RAW_MULTIPART,
         "raw pyzmq, multipart",

@@ -21,7 +21,7 @@ _UPLOAD_BYTES = 128_000_000
 def _raw(program: str, servers: tuple[str, ...]) -> list[Candidate]:
     """Raw pyzmq, plain and encrypted; the second has roles of its own."""
     return [
-        Candidate(_RAW, "raw pyzmq, plain (the limit)", program, "here", servers=servers),
+        Candidate(_RAW, "raw pyzmq, plain", program, "here", servers=servers),
         Candidate(
             _CURVE,
             "raw pyzmq, CURVE",

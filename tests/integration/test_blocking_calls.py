@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
 from tests.support.processes import Process, program
+from tests.support.promptness import BEGUN_S, SLACK_S, hear_last_words
 from tests.support.served import ServedMesh, eventually
 
 import labmesh
@@ -39,8 +39,6 @@ from labmesh.protocol.messages import Done
 from labmesh.testing import Held, ScriptedInstrument
 
 LIMIT_S = 15.0
-#: How much later than promised anything may end on a busy machine.
-SLACK_S = 0.5
 
 
 class Echo:
@@ -95,8 +93,14 @@ def connected(mesh: Mesh, relay_id: str) -> None:
     mesh._session.learn(relay_id)
 
     def is_connected() -> bool:
-        (socket,) = sockets_of(mesh)[relay_id]
-        return bool(socket._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT)
+        # As a call takes it: the loop may just be looking after it.
+        idle = sockets_of(mesh)[relay_id]
+        if not idle:
+            return False
+        socket = idle.pop()
+        is_open = bool(socket.is_open)
+        idle.append(socket)
+        return is_open
 
     eventually(is_connected, "a socket is connected")
 
@@ -285,18 +289,19 @@ def in_threads(work: Callable[[int], None], count: int) -> None:
 
 
 def test_at_its_deadline_a_queued_call_has_not_run_and_a_running_one_is_unknown(
-    mesh: Mesh, stage: Stage
+    mesh: Mesh, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hear_last_words(monkeypatch)
     proxy = mesh["stage"]
     connected(mesh, "stage")
     with loop_held(mesh):
-        running = timed(lambda: proxy.call("hold", timeout=0.3), OutcomeUnknown)
+        running = timed(lambda: proxy.call("hold", timeout=BEGUN_S), OutcomeUnknown)
         queued = timed(lambda: proxy.call("move", timeout=0.3), Expired)
         short = timed(lambda: proxy.call("move", timeout=0.02), Expired)
-    print(f"overruns: {1000 * (running - 0.3):.0f}, {1000 * (queued - 0.3):.0f} ms")
-    assert running - 0.3 < 0.1 + SLACK_S
-    assert queued - 0.3 < 0.1 + SLACK_S
-    assert short - 0.02 < 0.1 + SLACK_S
+    print(f"overruns: {1000 * (running - BEGUN_S):.0f}, {1000 * (queued - 0.3):.0f} ms")
+    assert running - BEGUN_S < SLACK_S
+    assert queued - 0.3 < SLACK_S
+    assert short - 0.02 < SLACK_S
     stage.release()
     assert proxy.move() == "moved"
     assert len(stage.driver.calls.of("move")) == 1
@@ -327,7 +332,7 @@ def test_a_call_whose_outcome_is_unknown_can_be_asked_for(mesh: Mesh, stage: Sta
     proxy = mesh["stage"]
     connected(mesh, "stage")
     with pytest.raises(OutcomeUnknown, match="call_status") as caught:
-        proxy.call("hold", timeout=0.2)
+        proxy.call("hold", timeout=BEGUN_S)
     stage.release()
     relay = mesh._session.run(mesh._session.client.get_relay_agent("stage"))
     eventually(
@@ -492,7 +497,7 @@ def test_closing_ends_a_call_at_once_and_takes_a_queued_one_back(
     for (error,) in (running, queued):
         assert isinstance(error, LinkLost)
         assert "outcome is unknown" in str(error)
-    assert took_s < 0.5 + SLACK_S
+    assert took_s < SLACK_S
     eventually(lambda: other.status().queued == 0, "it was taken back")
     stage.release()
     assert stage.driver.calls.of("move") == []

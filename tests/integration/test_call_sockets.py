@@ -3,100 +3,112 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, cast
+from functools import cache, partial
+from typing import Any
 
 import msgspec
 import pytest
 import zmq
+from tests.support.direct import DirectClient
 from tests.support.doubles import RouterDouble
+from tests.support.leaks import Held
 from tests.support.looking import Sleepless
-from tests.support.peers import open_sockets
+from tests.support.peers import PROTECTED, open_sockets, with_password
 from tests.support.processes import free_ports
+from tests.support.promptness import SLACK_S
 from tests.support.served import eventually
 
+import labmesh.protocol.zmtp as zmtp_module
 import labmesh.transport.call_socket as call_socket_module
+import labmesh.transport.channel as channel_module
+import labmesh.transport.lines as lines_module
+import labmesh.transport.plain_line as plain_line_module
 from labmesh.errors import LinkLost, OutcomeUnknown, ProtocolError, TooLarge
 from labmesh.protocol.messages import Alive, Call, Cancel, Done, Failure, Result
 from labmesh.transport.blocking import CallSockets
-from labmesh.transport.call_session import CallSession
 from labmesh.transport.call_socket import Unsent, Unsettled
 from labmesh.transport.connection import Standing
-from labmesh.transport.link import Link
+from labmesh.transport.keys import Security
+from labmesh.transport.lines import DealerLine
+from labmesh.transport.plain_line import PlainLine
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.spinning import Spin
 
 LIMIT_S = 15.0
-UP = Standing(True, "double", "e1", 0.0)
 
 
-@dataclass
-class Known:
-    """What a link knows, as a test says it."""
-
-    endpoint: str
-    where: str = "relay double"
-    standing: Standing = UP
+@cache  # its keys take long to make
+def password() -> Security:
+    return with_password()
 
 
-class Client:
-    """Makes calls to one server in the calling thread."""
-
-    def __init__(self, sockets: Sockets, endpoint: str) -> None:
-        self.session = CallSession()
-        self.sockets = CallSockets(sockets, self.session)
-        self.known = Known(endpoint)
-
-    @property
-    def idle(self) -> list[Any]:
-        """The sockets that wait for the next call."""
-        return self.sockets._idle.setdefault("double", [])
-
-    def call(self, *args: Any, timeout: float = LIMIT_S, method: str = "move") -> Any:
-        """One call; the reply."""
-        request = Call(
-            id=self.session.next_id(),
-            target="double",
-            epoch="e1",
-            session=self.session.token,
-            method=method,
-            args=list(args),
-        )
-        link = cast(Link, self.known)
-        deadline = time.monotonic() + timeout
-        return self.sockets.ask(request, link, self.known.standing, deadline)
-
-    def connected(self) -> None:
-        """Wait until a call can be sent."""
-        self.sockets.warm(cast(Link, self.known), self.known.standing)
-        (socket,) = self.idle
-        eventually(lambda: socket._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT, "it is connected")
+@pytest.fixture(params=["plain", "encrypted"])
+def security(request: pytest.FixtureRequest) -> Security:
+    """Of the network, which decides what kind of line its clients have."""
+    return PROTECTED if request.param == "plain" else password()
 
 
 @pytest.fixture
-def sockets() -> Iterator[Sockets]:
-    with open_sockets(name="client") as opened:
+def sockets(security: Security) -> Iterator[Sockets]:
+    with open_sockets(security, name="client") as opened:
         yield opened
 
 
-@pytest.fixture
-def client_of(sockets: Sockets) -> Iterator[Callable[[str], Client]]:
-    clients: list[Client] = []
+MakeRouter = Callable[..., RouterDouble]
+MakeClient = Callable[[str], DirectClient]
 
-    def make(endpoint: str) -> Client:
-        clients.append(Client(sockets, endpoint))
+
+@pytest.fixture
+def router(security: Security) -> MakeRouter:
+    return partial(RouterDouble, security=security)
+
+
+@pytest.fixture
+def client_of(sockets: Sockets) -> Iterator[MakeClient]:
+    clients: list[DirectClient] = []
+
+    def make(endpoint: str) -> DirectClient:
+        clients.append(DirectClient(sockets, endpoint))
         return clients[-1]
 
     yield make
     for each in clients:
-        each.sockets.closed = True
-        each.sockets._keep_none_once_closed()
+        each.close()
 
 
-MakeClient = Callable[[str], Client]
+class Interrupted(BaseException):
+    """As a signal's handler may raise it."""
+
+
+@contextlib.contextmanager
+def interrupted_before(line: int, call: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The function, interrupted before so many lines of those modules that a call goes through."""
+    lines = itertools.count(1)
+    names = {module.__file__ for module in (call_socket_module, channel_module, lines_module)}
+    names |= {plain_line_module.__file__, zmtp_module.__file__}
+
+    def trace(frame: Any, event: str, _arg: object) -> Any:
+        if frame.f_code.co_filename not in names:
+            return None
+        if event == "line" and next(lines) == line:
+            raise Interrupted
+        return trace
+
+    def traced(*args: Any) -> Any:
+        sys.settrace(trace)
+        try:
+            return call(*args)
+        finally:
+            sys.settrace(traced_before)
+
+    traced_before = sys.gettrace()
+    yield traced
 
 
 def result(request: Any, value: Any = "moved") -> Result:
@@ -109,8 +121,10 @@ def result(request: Any, value: Any = "moved") -> Result:
 @pytest.mark.parametrize(
     "value", [None, 2.5, True, 2**63, "text", [1, [2]], {"a": 1}, 1j, b"x" * 9000]
 )
-def test_a_reply_is_read_as_it_is_by_every_codec(client_of: MakeClient, value: Any) -> None:
-    with RouterDouble(lambda request: [result(request, value)]) as server:
+def test_a_reply_is_read_as_it_is_by_every_codec(
+    client_of: MakeClient, router: MakeRouter, value: Any
+) -> None:
+    with router(lambda request: [result(request, value)]) as server:
         client = client_of(server.endpoint)
         client.connected()
         got = client.call().value
@@ -118,13 +132,15 @@ def test_a_reply_is_read_as_it_is_by_every_codec(client_of: MakeClient, value: A
         assert type(got) is type(value)
 
 
-def test_who_looks_instead_of_sleeping_misses_no_reply(client_of: MakeClient) -> None:
+def test_who_looks_instead_of_sleeping_misses_no_reply(
+    client_of: MakeClient, router: MakeRouter
+) -> None:
     stray = msgspec.msgpack.encode({"type": "result", "id": "another", "value": "not yours"})
 
     def answer(request: Any) -> list[Any]:
         return [[stray], result(request)] if int(request.id) % 3 == 0 else [result(request)]
 
-    with RouterDouble(answer) as server:
+    with router(answer) as server:
         client = client_of(server.endpoint)
         client.connected()
         (socket,) = client.idle
@@ -134,11 +150,11 @@ def test_who_looks_instead_of_sleeping_misses_no_reply(client_of: MakeClient) ->
 
 
 def test_a_call_that_is_not_waited_for_at_once_does_not_count_as_quick(
-    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+    client_of: MakeClient, router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[float] = []
     monkeypatch.setattr(Spin, "came", lambda _, waited_s: counted.append(waited_s))
-    with RouterDouble(lambda request: [result(request)]) as server:
+    with router(lambda request: [result(request)]) as server:
         client = client_of(server.endpoint)
         client.connected()
         with contextlib.suppress(OutcomeUnknown):  # on a slow machine
@@ -148,24 +164,28 @@ def test_a_call_that_is_not_waited_for_at_once_does_not_count_as_quick(
         assert len(counted) == 1
 
 
-def test_replies_to_other_calls_are_skipped_readable_or_not(client_of: MakeClient) -> None:
+def test_replies_to_other_calls_are_skipped_readable_or_not(
+    client_of: MakeClient, router: MakeRouter
+) -> None:
     stray = msgspec.msgpack.encode({"type": "result", "id": "another", "value": "not yours"})
     unreadable = msgspec.msgpack.encode({"type": "result", "id": "another", "value": {(1,): 2}})
 
     def answer(request: Any) -> list[Any]:
         return [[stray], [unreadable], Done(id="7"), [stray], result(request)]
 
-    with RouterDouble(answer) as server:
+    with router(answer) as server:
         client = client_of(server.endpoint)
         client.connected()
         assert [client.call().value for _ in range(3)] == ["moved"] * 3
 
 
-def test_a_reply_that_cannot_be_read_leaves_the_call_unsettled(client_of: MakeClient) -> None:
+def test_a_reply_that_cannot_be_read_leaves_the_call_unsettled(
+    client_of: MakeClient, router: MakeRouter
+) -> None:
     def answer(request: Any) -> list[Any]:
         return [[msgspec.msgpack.encode({"type": "result", "id": request.id, "value": {(1,): 2}})]]
 
-    with RouterDouble(answer) as server:
+    with router(answer) as server:
         client = client_of(server.endpoint)
         client.connected()
         with pytest.raises(Unsettled, match="neither text nor a number"):
@@ -173,8 +193,10 @@ def test_a_reply_that_cannot_be_read_leaves_the_call_unsettled(client_of: MakeCl
         assert client.idle == []
 
 
-def test_an_endless_message_leaves_the_call_unsettled(client_of: MakeClient) -> None:
-    with RouterDouble(lambda _: [[b"x"] * 100]) as server:
+def test_an_endless_message_leaves_the_call_unsettled(
+    client_of: MakeClient, router: MakeRouter
+) -> None:
+    with router(lambda _: [[b"x"] * 100]) as server:
         client = client_of(server.endpoint)
         client.connected()
         with pytest.raises(Unsettled, match="frames"):
@@ -182,14 +204,30 @@ def test_an_endless_message_leaves_the_call_unsettled(client_of: MakeClient) -> 
         assert client.idle == []
 
 
-def test_an_answer_that_is_a_failure_is_an_answer(client_of: MakeClient) -> None:
+def test_an_answer_that_is_a_failure_is_an_answer(
+    client_of: MakeClient, router: MakeRouter
+) -> None:
     def answer(request: Any) -> list[Any]:
         return [Failure(id=request.id, code=429, name="busy", text="full")]
 
-    with RouterDouble(answer) as server:
+    with router(answer) as server:
         client = client_of(server.endpoint)
         client.connected()
         assert client.call().name == "busy"
+
+
+def test_only_what_is_encrypted_or_has_a_name_needs_libzmq(
+    security: Security, sockets: Sockets, router: MakeRouter
+) -> None:
+    with router() as server:
+        for endpoint in (server.endpoint, f"tcp://localhost:{server.port}"):
+            line = sockets.lend(endpoint)
+            is_plain = security is PROTECTED and endpoint == server.endpoint
+            assert type(line) is (PlainLine if is_plain else DealerLine)
+            eventually(lambda line=line: line.is_open, "it is connected")
+            line.close()
+            line.close()
+            assert line.closed
 
 
 # ── what is not sent ────────────────────────────────────────────────────────────────────────────
@@ -197,8 +235,9 @@ def test_an_answer_that_is_a_failure_is_an_answer(client_of: MakeClient) -> None
 
 def test_the_call_that_finds_no_connection_is_not_sent_and_makes_one(
     client_of: MakeClient,
+    router: MakeRouter,
 ) -> None:
-    with RouterDouble(lambda request: [result(request)]) as server:
+    with router(lambda request: [result(request)]) as server:
         client = client_of(server.endpoint)
         with pytest.raises(Unsent):
             client.call(1)
@@ -226,10 +265,12 @@ def test_where_nobody_listens_nothing_is_sent_and_sockets_are_renewed(
     assert client.idle != [first]
 
 
-def test_a_node_that_has_moved_is_called_where_it_is_now(client_of: MakeClient) -> None:
+def test_a_node_that_has_moved_is_called_where_it_is_now(
+    client_of: MakeClient, router: MakeRouter
+) -> None:
     with (
-        RouterDouble(lambda request: [result(request, "old")]) as old,
-        RouterDouble(lambda request: [result(request, "new")]) as new,
+        router(lambda request: [result(request, "old")]) as old,
+        router(lambda request: [result(request, "new")]) as new,
     ):
         client = client_of(old.endpoint)
         client.connected()
@@ -243,8 +284,9 @@ def test_a_node_that_has_moved_is_called_where_it_is_now(client_of: MakeClient) 
 
 def test_values_that_cannot_travel_are_refused_before_anything_is_sent(
     client_of: MakeClient,
+    router: MakeRouter,
 ) -> None:
-    with RouterDouble(lambda request: [result(request)]) as server:
+    with router(lambda request: [result(request)]) as server:
         client = client_of(server.endpoint)
         client.connected()
         for value in ({1}, 2**64, "\ud800"):
@@ -260,10 +302,10 @@ def test_values_that_cannot_travel_are_refused_before_anything_is_sent(
 
 
 def test_signs_of_life_keep_a_call_open_and_silence_does_not(
-    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+    client_of: MakeClient, router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(call_socket_module, "_QUIET_S", 0.25)
-    with RouterDouble(lambda request: [Alive(id=request.id, state="running")]) as server:
+    with router(lambda request: [Alive(id=request.id, state="running")]) as server:
         client = client_of(server.endpoint)
         client.connected()
         began = time.monotonic()
@@ -281,9 +323,9 @@ def test_signs_of_life_keep_a_call_open_and_silence_does_not(
     ids=["down", "restarted"],
 )
 def test_a_call_is_unsettled_soon_after_its_link_has_changed(
-    client_of: MakeClient, standing: Standing
+    client_of: MakeClient, router: MakeRouter, standing: Standing
 ) -> None:
-    with RouterDouble() as server:
+    with router() as server:
         client = client_of(server.endpoint)
         client.connected()
         changed = threading.Timer(0.05, lambda: setattr(client.known, "standing", standing))
@@ -291,15 +333,15 @@ def test_a_call_is_unsettled_soon_after_its_link_has_changed(
         began = time.monotonic()
         with pytest.raises(Unsettled, match="has changed"):
             client.call()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SLACK_S
         changed.join()
 
 
 @pytest.mark.parametrize("timeout", [0.03, 0.25])
 def test_at_its_deadline_a_call_is_taken_back_and_unknown(
-    client_of: MakeClient, timeout: float
+    client_of: MakeClient, router: MakeRouter, timeout: float
 ) -> None:
-    with RouterDouble() as server:
+    with router() as server:
         client = client_of(server.endpoint)
         client.connected()
         began = time.monotonic()
@@ -307,7 +349,7 @@ def test_at_its_deadline_a_call_is_taken_back_and_unknown(
             client.call(timeout=timeout)
         took_s = time.monotonic() - began
         print(f"overrun {1000 * (took_s - timeout):.0f} ms")
-        assert timeout < took_s < timeout + 0.5
+        assert timeout < took_s < timeout + SLACK_S
         eventually(lambda: len(server.requests) == 2, "it was taken back")
         call, cancel = server.requests
         assert isinstance(cancel, Cancel)
@@ -317,15 +359,12 @@ def test_at_its_deadline_a_call_is_taken_back_and_unknown(
 
 
 def test_whatever_interrupts_the_wait_takes_the_call_back(
-    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+    client_of: MakeClient, router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupted(BaseException):
-        """As a signal's handler may raise it."""
-
     def interrupt(*_: object) -> None:
         raise Interrupted
 
-    with RouterDouble() as server:
+    with router() as server:
         client = client_of(server.endpoint)
         client.connected()
         monkeypatch.setattr(call_socket_module.CallSocket, "_receive", interrupt)
@@ -337,20 +376,23 @@ def test_whatever_interrupts_the_wait_takes_the_call_back(
 
 
 def test_half_a_message_is_never_completed_by_another_one(
-    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch
+    client_of: MakeClient, router: MakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupted(BaseException):
-        """As a signal's handler may raise it."""
-
     def send_half(socket: zmq.Socket[bytes], frames: list[Any]) -> None:
         socket.send(frames[0], zmq.NOBLOCK | zmq.SNDMORE)
         raise Interrupted
 
-    with RouterDouble(lambda request: [result(request)]) as server:
+    def send_half_here(line: Any, pieces: list[memoryview], *_: object) -> None:
+        assert len(pieces) == 2
+        assert line._socket.send(pieces[0]) == len(pieces[0])
+        raise Interrupted
+
+    with router(lambda request: [result(request)]) as server:
         client = client_of(server.endpoint)
         client.connected()
         with monkeypatch.context() as patched:
-            patched.setattr(call_socket_module, "send", send_half)
+            patched.setattr(lines_module, "send_frames", send_half)
+            patched.setattr(PlainLine, "_send_on", send_half_here)
             with pytest.raises(Interrupted):
                 client.call(bytes(10_000))
         client.connected()
@@ -358,18 +400,43 @@ def test_half_a_message_is_never_completed_by_another_one(
         assert [each.args for each in server.requests] == [[2]]
 
 
+@pytest.mark.parametrize("value", [1, bytes(10_000)], ids=["small", "two frames"])
+def test_wherever_a_call_is_interrupted_nothing_but_whole_calls_arrives(
+    client_of: MakeClient, router: MakeRouter, value: Any
+) -> None:
+    """Ctrl-C before each line, one after the other, that a call goes through."""
+    with router(lambda request: [result(request)]) as server:
+        client = client_of(server.endpoint)
+        client.connected()
+        client.call(value)
+        before = Held.now()
+        for line in itertools.count(1):
+            with interrupted_before(line, client.call) as call, contextlib.suppress(Interrupted):
+                assert call(value, line).value == "moved"
+                break
+            assert not client.sockets._held
+            client.connected()
+            assert client.call(value, -line).value == "moved"
+        gc.collect()
+        assert Held.now().left_since(before) == []
+        assert line > 30
+        calls = [each.args for each in server.requests if isinstance(each, Call)]
+        assert calls[0] == [value]
+        assert {each[0] for each in calls} == {value}
+        # Each one at most once, and each that was told to be moved.
+        assert len({each[1] for each in calls[1:]}) == len(calls) - 1
+        assert {each[1] for each in calls[1:]} >= {*range(-line + 1, 0), line}
+
+
 @pytest.mark.parametrize("given_back", [True, False])
 def test_what_interrupts_the_return_of_a_socket_leaves_none_that_nobody_has(
-    client_of: MakeClient, monkeypatch: pytest.MonkeyPatch, given_back: bool
+    client_of: MakeClient, router: MakeRouter, monkeypatch: pytest.MonkeyPatch, given_back: bool
 ) -> None:
-    class Interrupted(BaseException):
-        """As a signal's handler may raise it."""
-
     def interrupt(*_: object) -> None:
         raise Interrupted
 
     step = "_keep_none_once_closed" if given_back else "_give_back"
-    with RouterDouble(lambda request: [result(request)]) as server:
+    with router(lambda request: [result(request)]) as server:
         client = client_of(server.endpoint)
         client.connected()
         (socket,) = client.idle
@@ -384,12 +451,12 @@ def test_what_interrupts_the_return_of_a_socket_leaves_none_that_nobody_has(
 
 
 def test_without_room_for_a_socket_nothing_is_sent(
-    client_of: MakeClient, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+    client_of: MakeClient, router: MakeRouter, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_endpoint: str) -> None:
         raise LinkLost("too many open files")
 
-    with RouterDouble(lambda request: [result(request)]) as server:
+    with router(lambda request: [result(request)]) as server:
         client = client_of(server.endpoint)
         with monkeypatch.context() as patched:
             patched.setattr(sockets, "lend", full)
@@ -402,8 +469,10 @@ def test_without_room_for_a_socket_nothing_is_sent(
 # ── the end ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_closing_ends_calls_that_wait_and_takes_them_back(client_of: MakeClient) -> None:
-    with RouterDouble() as server:
+async def test_closing_ends_calls_that_wait_and_takes_them_back(
+    client_of: MakeClient, router: MakeRouter
+) -> None:
+    with router() as server:
         client = client_of(server.endpoint)
         client.connected()
         errors: list[BaseException] = []

@@ -6,11 +6,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["frame", "zmtp"]
+__all__ = ["GREETING", "command", "frame", "message", "ping", "ready", "shake_hands", "zmtp"]
 
-_GREETING = (
-    b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
-)
+GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
 _MORE, _LONG, _COMMAND = 1, 2, 4
 _TIMEOUT_S = 10.0
 
@@ -20,6 +18,35 @@ def frame(content: bytes, *, more: bool = False) -> bytes:
     if len(content) < 256:
         return bytes([_MORE * more, len(content)]) + content
     return bytes([_MORE * more | _LONG]) + len(content).to_bytes(8, "big") + content
+
+
+def message(*frames: bytes, between: bytes = b"") -> bytes:
+    """A message on the wire; with some commands between its frames."""
+    last = len(frames) - 1
+    return between.join(frame(content, more=index < last) for index, content in enumerate(frames))
+
+
+def command(body: bytes) -> bytes:
+    """A command, which begins with its name and the length of that."""
+    return bytes([_COMMAND, len(body)]) + body
+
+
+def ready(kind: str) -> bytes:
+    """What ends the handshake."""
+    name = kind.encode()
+    return command(b"\x05READY\x0bSocket-Type" + len(name).to_bytes(4, "big") + name)
+
+
+def ping(context: bytes = b"", *, ttl_s: float = 4.0) -> bytes:
+    """A question whether the other side lives; it is to doubt the sender's life after a while."""
+    return command(b"\x04PING" + round(10 * ttl_s).to_bytes(2, "big") + context)
+
+
+def shake_hands(connection: socket.socket) -> None:
+    """As a ROUTER to which somebody connected."""
+    connection.settimeout(_TIMEOUT_S)
+    connection.sendall(GREETING + ready("ROUTER"))
+    _take_handshake(connection)
 
 
 @contextmanager
@@ -34,13 +61,15 @@ def zmtp(endpoint: str, kind: str, *, receive_bytes: int = 0) -> Iterator[socket
         if receive_bytes:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         raw.connect((host, int(port)))
-        name = kind.encode()
-        ready = b"\x05READY\x0bSocket-Type" + len(name).to_bytes(4, "big") + name
-        raw.sendall(_GREETING + bytes([_COMMAND, len(ready)]) + ready)
-        _take(raw, len(_GREETING))
-        _, size = _take(raw, 2)
-        _take(raw, size)
+        raw.sendall(GREETING + ready(kind))
+        _take_handshake(raw)
         yield raw
+
+
+def _take_handshake(raw: socket.socket) -> None:
+    _take(raw, len(GREETING))
+    _, size = _take(raw, 2)
+    _take(raw, size)
 
 
 def _take(raw: socket.socket, size: int) -> bytes:

@@ -137,6 +137,7 @@ class ClientNode(Node):
         self._calls = Calls(self._links, self.at_home)
         #: for calls of threads that wait
         self.direct = CallSockets(self._sockets, self.session)
+        self._spawn(self.direct.tend(), "tend")
 
     def _broker_link(self) -> BrokerLink:
         if not self.spare_rpc:

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 _KEPT = 4
 #: Threads that wait get so long to leave, once all is closed.
 _LEAVE_S = 1.0
+#: So often connections that wait for the next call are looked after: those that have ended are
+#: closed, and whoever asks whether this client is there has to be answered.
+_TEND_S = 0.5
 
 
 class CallSockets:
@@ -94,6 +97,28 @@ class CallSockets:
             log.info("no socket for calls to %s: %s", link.where, exc)
             return
         idle.insert(0, socket)
+        if len(idle) > _KEPT:  # others have made some at the same time
+            _close_first(idle)
+        self._keep_none_once_closed()
+
+    async def tend(self) -> None:
+        """Look after the sockets that wait for the next call, until cancelled."""
+        while True:
+            await asyncio.sleep(_TEND_S)
+            for idle in list(self._idle.values()):
+                for socket in idle.copy():
+                    if socket.is_due:
+                        self._tend_one(socket, idle)
+
+    def _tend_one(self, socket: CallSocket, idle: list[CallSocket]) -> None:
+        # As a call does: while it is looked after no thread finds it.
+        try:
+            idle.remove(socket)
+        except ValueError:
+            return  # a thread has just taken it
+        socket.tend()
+        if not socket.closed:
+            idle.insert(0, socket)
         self._keep_none_once_closed()
 
     def is_held_here(self) -> bool:

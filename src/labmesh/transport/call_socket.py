@@ -8,13 +8,11 @@ it stands is settled by a link, which sends it again under its id.
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
-import zmq
 
 from labmesh.errors import LinkLost, OutcomeUnknown, ProtocolError
 from labmesh.protocol.caller import Caller, CallProgress, OpenRequest
@@ -31,8 +29,9 @@ from labmesh.protocol.messages import (
     Result,
 )
 from labmesh.transport.call_session import CallSession
-from labmesh.transport.channel import Frames, events_of, receive_rest, send
+from labmesh.transport.channel import Frames
 from labmesh.transport.connection import Standing
+from labmesh.transport.lines import LineLost, Unsent
 from labmesh.transport.link import Link
 from labmesh.transport.pending import check_sizes
 from labmesh.transport.plain import decode_plain, encode_plain
@@ -48,17 +47,12 @@ _SLICE_S: Final = _SLICE_MS / 1000
 _QUIET_S = 1.5
 #: A socket that takes nothing for so long, while a link reaches the node, makes room for another.
 _BLOCKED_S = 2.0
+#: A connection that was not used for so long is looked at first: it may be at its end.
+_FRESH_S: Final = 0.01
 #: What takes a call back gets so long to leave, when its socket is closed.
 _LINGER_MS = 200
 
-#: Plain numbers: each use of pyzmq's enumerations costs time.
-_NOBLOCK, _POLLIN, _POLLOUT = int(zmq.NOBLOCK), int(zmq.POLLIN), int(zmq.POLLOUT)
-
 _pack = msgspec.msgpack.Encoder().encode
-
-
-class Unsent(Exception):
-    """Nothing was sent: there is no connection, or it is no call for a socket like this."""
 
 
 class Unsettled(Exception):
@@ -104,19 +98,34 @@ class CallSocket:
         self.blocked_at = time.monotonic()
         self.closed = False
         self._session, self._is_ending = session, is_ending
-        self._socket = sockets.lend(endpoint)
+        self._line = sockets.lend(endpoint)
+        # By when the call that is under way is over, and when one was that was answered at once.
+        self._deadline, self._used_at = 0.0, 0.0
         self._codec = Codec((Result, Failure, Alive, BatchResult, Done))
         self._spin = Spin()
-        self._poll = select.poll() if hasattr(select, "poll") else None
-        if self._poll is not None:
-            self._poll.register(self._socket.FD, select.POLLIN)
         self._patience_ms = _SLICE_MS
-        self._socket.rcvtimeo = _SLICE_MS
+        self._line.be_patient(_SLICE_MS)
+
+    @property
+    def is_open(self) -> bool:
+        """A call can be sent."""
+        return self._line.is_open
+
+    @property
+    def is_due(self) -> bool:
+        """Whether :meth:`tend` may have something to do; asked in any thread."""
+        return self._line.is_due
+
+    def tend(self) -> None:
+        """Do what is due while nobody waits for a reply."""
+        self._line.tend()
+        if self._line.closed:
+            self._make_room(time.monotonic())
 
     def close(self, linger_ms: int = 0) -> None:
         """Twice is fine."""
         self.closed = True
-        self._socket.close(linger_ms)
+        self._line.close(linger_ms)
 
     def ask(self, request: Call | Batch, link: Link, standing: Standing, deadline: float) -> Reply:
         """Send a call and wait for its reply; a sign of life a second keeps it open.
@@ -134,17 +143,17 @@ class CallSocket:
         """
         frames = self._encoded(request)
         sent_at = time.monotonic()
-        whole = len(frames) == 1
+        self._deadline = deadline
         try:
             self._send(frames, sent_at)
-            whole = True
             reply = None
             if deadline - sent_at > _SLICE_S:
                 # Most calls are over at once, and cost no more than this.
                 if self._spin.pays:
-                    self._look(sent_at)
+                    self._line.look(self._spin, sent_at)
                 reply = self._receive(request.id)
-                self._spin.came(time.monotonic() - sent_at)
+                self._used_at = time.monotonic()
+                self._spin.came(self._used_at - sent_at)
             if reply is not None and type(reply) is not Alive:
                 return reply
             return self._wait(_OpenCall(request, link, standing, deadline, sent_at), reply)
@@ -153,7 +162,7 @@ class CallSocket:
         except Unsettled:
             self.close()
             raise
-        except (zmq.ZMQError, ProtocolError) as exc:
+        except (LineLost, ProtocolError) as exc:
             self.close()
             if self._is_ending():
                 raise _lost() from exc
@@ -162,7 +171,7 @@ class CallSocket:
             # Whatever else comes, nobody uses it again: it may be in the middle of a message.
             self.closed = True
             # Half a message must not be completed by another one.
-            if whole:
+            if self._line.is_whole:
                 self._take_back(request)
             self.close(_LINGER_MS)
             raise
@@ -180,56 +189,53 @@ class CallSocket:
 
     def _send(self, frames: list[Buffer], now: float) -> None:
         try:
-            try:
-                if len(frames) == 1:
-                    self._socket.send(frames[0], _NOBLOCK)
-                else:
-                    send(self._socket, frames)
-            except zmq.Again:
-                # A send does not always look whether a new connection is there; this look does.
-                if not events_of(self._socket) & _POLLOUT:
-                    raise
-                send(self._socket, frames)
-        except zmq.ZMQError as exc:
+            if now - self._used_at > _FRESH_S:
+                self._line.tend()
+            self._line.send(frames, self._gives_up)
+        except Unsent:
+            self._make_room(now)
             self.blocked_at = self.blocked_at or now
-            if now - self.blocked_at > _BLOCKED_S:
-                self.close()
-            raise Unsent(str(exc)) from exc
+            raise
         self.blocked_at = 0.0
 
-    def _look(self, since: float) -> None:
-        """Wait a moment for a reply without sleeping; see :meth:`Spin.look`."""
-        # The descriptor tells only of what comes when the socket was found empty before.
-        if self._poll is not None and not events_of(self._socket) & _POLLIN:
-            self._spin.look(self._has_come, since)
+    def _make_room(self, now: float) -> None:
+        """It takes nothing: shall another one be made instead of it?"""
+        was_of_use = not self.blocked_at
+        if was_of_use and self._line.closed:
+            self.close()
+        if not was_of_use and now - self.blocked_at > _BLOCKED_S:
+            self.close()
 
-    def _has_come(self) -> bool:
-        assert self._poll is not None
-        return bool(self._poll.poll(0) and events_of(self._socket) & _POLLIN)
+    def _gives_up(self) -> bool:
+        return self._is_ending() or time.monotonic() >= self._deadline
 
     def _receive(self, call_id: str) -> Reply | None:
         """The next reply to this call; None: none came for a while. Those to others are late."""
-        while True:
-            try:
-                frame = self._socket.recv(copy=False)
-            except zmq.Again:
-                return None
-            header = frame.bytes
-            if not frame.more:
-                result = decode_plain(header)
+        until = 0.0
+        while (frames := self._line.receive()) is not None:
+            if len(frames) == 1:
+                result = decode_plain(frames[0])
                 if result is not None and result.id == call_id:
                     return result
-            frames: Frames = [header]
-            if frame.more:
-                receive_rest(self._socket, frames)
-            try:
-                message = self._codec.decode(frames).message
-            except ProtocolError as exc:
-                if exc.detail.get("id", call_id) != call_id:
-                    continue
-                raise
-            if isinstance(message, Reply) and message.id == call_id:
+            message = self._reply_in(frames, call_id)
+            if message is not None:
                 return message
+            # Whoever sends them without end does not keep this call beyond its deadline.
+            now = time.monotonic()
+            until = until or now + _SLICE_S
+            if now > until:
+                break
+        return None
+
+    def _reply_in(self, frames: Frames, call_id: str) -> Reply | None:
+        """The message, when it is a reply to this call."""
+        try:
+            message = self._codec.decode(frames).message
+        except ProtocolError as exc:
+            if exc.detail.get("id", call_id) != call_id:
+                return None
+            raise
+        return message if isinstance(message, Reply) and message.id == call_id else None
 
     # ── a call that lasts ───────────────────────────────────────────────────────────────────────
 
@@ -246,6 +252,7 @@ class CallSocket:
                     raise error
                 if self._is_ending():
                     raise _lost()
+                call.is_answered(self._line.arrived_at)
                 call.check(now)
                 self._wait_at_most(call.patience_ms(now))
                 reply = self._receive(call.request.id)
@@ -253,9 +260,9 @@ class CallSocket:
             self._wait_at_most(_SLICE_MS)
 
     def _wait_at_most(self, patience_ms: int) -> None:
-        if patience_ms != self._patience_ms and not self._socket.closed:
+        if patience_ms != self._patience_ms and not self._line.closed:
             self._patience_ms = patience_ms
-            self._socket.rcvtimeo = patience_ms
+            self._line.be_patient(patience_ms)
 
     def _take_back(self, request: Call | Batch) -> None:
         """A call that still waits in its relay's queue must not run any more."""
@@ -266,8 +273,9 @@ class CallSocket:
             call=request.id,
         )
         # Where nothing can be sent there is nobody to tell: the relay's own deadline holds.
-        with contextlib.suppress(zmq.ZMQError):
-            self._socket.send(_pack(cancel), _NOBLOCK)
+        self._deadline = 0.0
+        with contextlib.suppress(Unsent):
+            self._line.send([_pack(cancel)], self._gives_up)
 
 
 class _OpenCall:
@@ -295,6 +303,10 @@ class _OpenCall:
     def heard(self, reply: Reply, now: float) -> bool:
         """Take a reply to it; True: it ends the call."""
         return self._caller.heard(reply, now) is not None
+
+    def is_answered(self, instant: float) -> None:
+        """Some of its reply, or of another one, came then: a large one takes its time."""
+        self._open.heard_at = max(self._open.heard_at, instant)
 
     def expired(self, now: float) -> OutcomeUnknown | None:
         """Why it is over now, without an answer."""
