@@ -382,7 +382,7 @@ def test_half_a_message_is_never_completed_by_another_one(
         socket.send(frames[0], zmq.NOBLOCK | zmq.SNDMORE)
         raise Interrupted
 
-    def send_half_here(line: Any, pieces: list[memoryview], *_: object) -> None:
+    def send_half_here(line: Any, pieces: list[memoryview], *_: object, **__: object) -> None:
         assert len(pieces) == 2
         assert line._socket.send(pieces[0]) == len(pieces[0])
         raise Interrupted

@@ -38,10 +38,11 @@ from labmesh.protocol.addresses import parse_connect
 from labmesh.transport.binding import has_ipv6
 from labmesh.transport.call_socket import Unsent, Unsettled
 from labmesh.transport.lines import LineLost
-from labmesh.transport.plain_line import PlainLine, has_plain_lines
+from labmesh.transport.plain_line import PlainLine
+from labmesh.transport.plain_socket import has_plain_sockets
 from labmesh.transport.sockets import Sockets
 
-pytestmark = pytest.mark.skipif(not has_plain_lines(), reason="this system has no such lines")
+pytestmark = pytest.mark.skipif(not has_plain_sockets(), reason="this system has no such lines")
 
 LIMIT_S = 15.0
 #: Of the ROUTERs here: so often they ask.

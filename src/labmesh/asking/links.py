@@ -279,6 +279,7 @@ class NodeLinks:
                 target=record.node_id,
                 session=self._session,
                 caller=self._session.caller if endpoint == "rpc" else "",
+                has_lane=endpoint == "rpc",
             )
             self._links[key] = link
         return link

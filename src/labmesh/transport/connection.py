@@ -1,4 +1,4 @@
-"""A DEALER socket to one node, that heals by itself and knows when the node is there."""
+"""A connection to one node, that heals by itself and knows when the node is there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from labmesh.protocol.caller import ClockOffset
 from labmesh.protocol.codec import Codec
 from labmesh.protocol.messages import REPLIES, Ping, Pong
 from labmesh.transport.channel import Channel, Frames
+from labmesh.transport.lane import Lane
 from labmesh.transport.monitor import EVENTS, Monitor, News, health_of
 from labmesh.transport.sockets import Sockets
 from labmesh.transport.waiters import Waiters
@@ -27,6 +28,10 @@ _REBUILD_S, _REBUILD_MAX_S = 0.1, 2.0
 #: A connection whose node does not answer a ping in so long is asked again, then made anew.
 _PING_AGAIN_S = 1.0
 _PINGS = 3
+#: A lane that breaks so often while its connection holds is not opened again.
+_LANES = 3
+#: How long after the end of the connection its lane is heard; a relay that stops lingers as long.
+_LAST_WORDS_S = 0.2
 #: The id of the pings of a connection; requests have numbers.
 PING = "ping"
 
@@ -48,9 +53,14 @@ class Connection:
     clock are known. libzmq reconnects; where it does not (after a refusal), the socket is built
     anew.
 
+    Where there can be a :class:`Lane`, calls go over it. They all go the same way, in order: the
+    ping is sent where they will be, and when a lane breaks the link is down until the next ping is
+    answered.
+
     :param where: the other side, as people know it ("relay Inst-0").
     :param target: the id of the node that is meant; another node there is an error. Empty: any.
     :param on_change: called after each change of :attr:`up` or :attr:`trouble`.
+    :param has_lane: open a lane where nothing is encrypted.
     """
 
     def __init__(
@@ -61,8 +71,12 @@ class Connection:
         where: str,
         target: str = "",
         on_change: Callable[[], None] | None = None,
+        has_lane: bool = False,
     ) -> None:
         self._sockets = sockets
+        self._has_lane = has_lane
+        self._lanes_left = 0
+        self._lane: Lane | None = None
         self.endpoint = endpoint
         self.where = f"{where} at {endpoint}"
         self.target = target
@@ -73,6 +87,7 @@ class Connection:
         self._rebuild_s = _REBUILD_S
         self._rebuilding: asyncio.TimerHandle | None = None
         self._pinging: asyncio.TimerHandle | None = None
+        self._hearing_out: asyncio.TimerHandle | None = None
         self._waiters = Waiters()
         self._wrong_node: LabmeshError | None = None
         self._closed = False
@@ -101,7 +116,7 @@ class Connection:
             return
         self._closed, self.up = True, False
         self._stand()
-        for handle in (self._rebuilding, self._pinging):
+        for handle in (self._rebuilding, self._pinging, self._hearing_out):
             if handle is not None:
                 handle.cancel()
         self._end_open()
@@ -185,9 +200,12 @@ class Connection:
         self._channel = Channel(
             self._socket, self._take, name=self.where, on_writable=self._room_again
         )
+        #: over which calls go
+        self._road: Channel | Lane = self._channel
         self._monitor = Monitor(monitor, self.endpoint, self._health, self._on_news)
 
     def _teardown(self) -> None:
+        self._leave_lane()
         self._monitor.close()
         self._channel.close()
         self._sockets.close(self._socket)
@@ -197,12 +215,19 @@ class Connection:
             return
         if news == "up":
             self._rebuild_s = _REBUILD_S
-            self._ping(_PINGS)
+            self._lanes_left = _LANES if self._has_lane else 0
+            if self._hearing_out is not None:
+                self._go_down()
+            self._find_road()
         elif news is not None:
             # Replies that came in before the break are still good.
             while self._channel.drain():
                 continue
-            self._go_down()
+            if self._lane is not None and self.up:
+                self._hear_out()
+            else:
+                self._leave_lane()
+                self._go_down()
             if news == "refused":
                 self._sockets.give_up(
                     self._socket, self.endpoint, is_other_key=self._health.is_other_key
@@ -220,7 +245,11 @@ class Connection:
             log.info("%s is connected, but does not answer: connecting anew", self.where)
             self._rebuild()
             return
-        self._channel.send(self._codec.encode(self._greeting()))
+        if tries == 1 and self._lane is not None:
+            log.info("nothing is answered over the lane to %s: calls go without it", self.where)
+            self._lanes_left = 0
+            self._leave_lane()
+        self._road.send(self._codec.encode(self._greeting()))
         self._pinging = self._loop.call_later(_PING_AGAIN_S, self._ping, tries - 1)
 
     def _greeting(self) -> Ping:
@@ -244,8 +273,64 @@ class Connection:
         # The reason stands until something better is known.
         self._health.trouble = trouble
 
+    # ── the lane ────────────────────────────────────────────────────────────────────────────────
+
+    def _find_road(self) -> None:
+        """Ask the node where calls will be sent: over a lane, if one can be opened."""
+        self._leave_lane()
+        if self._closed or not self._health.up:
+            return
+        address = self._sockets.plain_address(self.endpoint) if self._lanes_left else None
+        if address is not None:
+            self._lanes_left -= 1
+            try:
+                self._lane = Lane(
+                    address,
+                    name=self.where,
+                    on_message=self._take,
+                    on_ready=self._lane_is_ready,
+                    on_end=self._lane_has_ended,
+                    on_room=self._room_again,
+                )
+            except OSError as exc:
+                log.info("no lane to %s: %s", self.where, exc)
+        if self._lane is None:
+            self._ping(_PINGS)
+
+    def _leave_lane(self) -> None:
+        if self._lane is not None:
+            self._lane.close()
+            self._lane, self._road = None, self._channel
+
+    def _lane_is_ready(self) -> None:
+        assert self._lane is not None
+        self._road = self._lane
+        self._ping(_PINGS)
+
+    def _lane_has_ended(self, why: str) -> None:
+        assert self._lane is not None
+        log.info("the lane to %s has ended: %s", self.where, why)
+        if not self._lane.ready:
+            self._lanes_left = 0  # nor would the next one come about
+        self._leave_lane()
+        if self.up or self._hearing_out is not None:
+            self._go_down()
+        self._find_road()
+
+    def _hear_out(self) -> None:
+        """The connection has ended: wait for the end of its lane, too."""
+        self.up = False
+        self._stand()
+        self._hearing_out = self._loop.call_later(_LAST_WORDS_S, self._go_down)
+
+    # ── up and down ─────────────────────────────────────────────────────────────────────────────
+
     def _go_down(self) -> None:
-        was_up, self.up = self.up, False
+        was_up, self.up = self.up or self._hearing_out is not None, False
+        if self._hearing_out is not None:
+            self._hearing_out.cancel()
+            self._hearing_out = None
+            self._leave_lane()
         self._stand()
         self._went_down()
         if was_up:

@@ -23,7 +23,7 @@ R = TypeVar("R", bound=Reply)
 
 
 class Link(Requests):
-    """Requests to one node over one connection, on the running loop; see :class:`Connection`.
+    """Requests to one node, one connection at a time, on the running loop; see :class:`Connection`.
 
     A call that was sent when the connection breaks is sent again, under its id, as soon as the link
     to the same incarnation of the node is up again; the node runs it once. A question ends as

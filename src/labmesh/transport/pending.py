@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from labmesh.errors import TooLarge
 from labmesh.protocol.caller import OpenRequest
 from labmesh.protocol.codec import Buffer, Decoded
 from labmesh.protocol.messages import Batch, Call, Request, Result
+from labmesh.protocol.packs import MAX_PACK, fits, pack
 from labmesh.transport.inflow import ItemStream
 from labmesh.transport.sockets import MAX_FRAME_BYTES
 
-__all__ = ["MAX_CALL_BYTES", "Answered", "Pending", "check_sizes", "method_of"]
+__all__ = ["MAX_CALL_BYTES", "Answered", "Pending", "check_sizes", "method_of", "together"]
 
 #: All frames of a call or batch. A relay takes more for a message without an end.
 MAX_CALL_BYTES = 48 * 2**20
@@ -53,3 +55,27 @@ def check_sizes(frames: list[Buffer]) -> None:
                 "upload it as a dataset",
                 limit=limit,
             )
+
+
+def together(waiting: list[Pending]) -> list[tuple[Sequence[Buffer], list[Pending]]]:
+    """The messages in which these leave: small calls that follow each other in packs.
+
+    Only calls are worth a pack: they come in crowds, other requests hardly.
+    """
+    messages: list[tuple[Sequence[Buffer], list[Pending]]] = []
+    packed: list[Pending] = []
+    headers: list[Buffer] = []
+    for pending in waiting:
+        frames = pending.frames or []
+        is_small = bool(pending.method) and len(frames) == 1 and fits(frames[0])
+        if headers and (not is_small or len(headers) == MAX_PACK):
+            messages.append(([pack(headers)], packed))
+            packed, headers = [], []
+        if is_small:
+            packed.append(pending)
+            headers.append(frames[0])
+        else:
+            messages.append((frames, [pending]))
+    if headers:
+        messages.append(([pack(headers)], packed))
+    return messages

@@ -22,30 +22,24 @@ from labmesh.protocol.zmtp import Incoming, head_of
 from labmesh.transport.channel import Frames
 from labmesh.transport.large_memory import memory_for
 from labmesh.transport.lines import LineLost, Unsent
+from labmesh.transport.plain_socket import (
+    JOINED_BYTES,
+    QUIETLY,
+    READ_BYTES,
+    open_socket,
+    pieces_of,
+    read,
+    send_some,
+)
 from labmesh.transport.spinning import Spin
 
-__all__ = ["PlainLine", "has_plain_lines"]
+__all__ = ["PlainLine"]
 
 #: The other side may take nothing for so long in the middle of a message.
 _STUCK_MS: Final = 2000
 _SLICE_MS: Final = 100
-_READ_BYTES: Final = 2**16
 #: So often a line is read while nobody waits; what is left then waits for the next time.
 _TENDED_READS: Final = 64
-#: A connection on which nothing is said is asked by the system whether its other end is still
-#: there, and is over after 4 s: nobody here has to run for that.
-_KEEPALIVE: Final = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}
-#: Smaller frames are put together with those before and behind them.
-_JOINED_BYTES: Final = 4096
-_MAX_PIECES: Final = 64
-
-#: Without it, a program that has not switched SIGPIPE off ends when the other side has hung up.
-_QUIETLY: Final[int] = getattr(socket, "MSG_NOSIGNAL", 0)
-
-
-def has_plain_lines() -> bool:
-    """Whether this system has what a :class:`PlainLine` needs. Windows has not."""
-    return bool(_QUIETLY) and hasattr(select, "poll")
 
 
 class PlainLine:
@@ -55,7 +49,7 @@ class PlainLine:
     whatever goes wrong.
 
     :param address: its host is a number: no name is looked up here.
-    :raises OSError: this process has as many files open as it may.
+    :raises OSError: this process has as many files open as it may, or there is no way there.
     """
 
     def __init__(self, address: Address) -> None:
@@ -66,17 +60,9 @@ class PlainLine:
         self.arrived_at = 0.0
         # Whether anything was read since somebody tended it, and by when that was so.
         self._heard, self._heard_at = True, 0.0
-        self._socket = socket.socket(socket.AF_INET6 if address.is_ipv6 else socket.AF_INET)
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in _KEEPALIVE.items():
-            if hasattr(socket, option):
-                self._socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        self._socket = open_socket(address)
         self._readable = select.poll()
         self._readable.register(self._socket, select.POLLIN)
-        if self._socket.connect_ex((address.host, address.port)) not in (0, errno.EINPROGRESS):
-            self.close()
         self.tend()
 
     @property
@@ -95,7 +81,7 @@ class PlainLine:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
                 for _ in range(_TENDED_READS):
-                    if not self._socket.recv(_READ_BYTES):
+                    if not self._socket.recv(READ_BYTES):
                         break
         self._socket.close()
 
@@ -113,13 +99,13 @@ class PlainLine:
                 self._push()
             first = frames[0]
             self.is_whole = False
-            if len(frames) == 1 and len(first) < _JOINED_BYTES:
+            if len(frames) == 1 and len(first) < JOINED_BYTES:
                 message = head_of(len(first)) + first
-                count = self._socket.send(message, _QUIETLY)
+                count = self._socket.send(message, QUIETLY)
                 if count < len(message):
-                    self._send_on([memoryview(message)], count, gives_up)
+                    self._send_on([memoryview(message)[count:]], gives_up, has_begun=True)
             else:
-                self._send_on(_pieces(frames), 0, gives_up)
+                self._send_on(pieces_of(frames), gives_up, has_begun=False)
         except BlockingIOError:
             self.is_whole = True
             raise Unsent("the other side does not keep up") from None
@@ -129,21 +115,21 @@ class PlainLine:
             raise Unsent(str(exc)) from exc
         self.is_whole = True
 
-    def _send_on(self, pieces: list[memoryview], sent: int, gives_up: Callable[[], bool]) -> None:
-        """Send what is left of a message of which so many bytes were sent.
+    def _send_on(
+        self, pieces: list[memoryview], gives_up: Callable[[], bool], *, has_begun: bool
+    ) -> None:
+        """Send a message, or what is left of one.
 
         :raises BlockingIOError: nothing was sent.
         :raises TimeoutError: the other side does not take the rest of it.
         """
-        has_begun = sent > 0
-        while pieces := _behind(pieces, sent):
+        while pieces:
             try:
-                sent = self._socket.sendmsg(pieces[:_MAX_PIECES], (), _QUIETLY)
+                pieces = send_some(self._socket, pieces)
                 has_begun = True
             except BlockingIOError:
                 if not has_begun:
                     raise
-                sent = 0
                 self._wait_for_room(gives_up)
 
     def _wait_for_room(self, gives_up: Callable[[], bool]) -> None:
@@ -162,22 +148,14 @@ class PlainLine:
         self._patience_ms = patience_ms
 
     def look(self, spin: Spin, since: float) -> None:
-        spin.look(self._has_come, since)
-
-    def _has_come(self) -> bool:
-        try:
-            self._read()
-        except BlockingIOError:
-            return False
-        return True
+        spin.look(self._read, since)
 
     def receive(self) -> Frames | None:
         until = 0.0
         while (message := self._take()) is None:
             if not self._readable.poll(self._patience_ms):
                 return None
-            with contextlib.suppress(BlockingIOError):
-                self._read()
+            self._read()
             now = time.monotonic()
             if self._incoming.is_partial:
                 self.arrived_at = now
@@ -207,7 +185,8 @@ class PlainLine:
                 for _ in range(_TENDED_READS):
                     while self._take() is not None:
                         continue
-                    self._read()
+                    if not self._read():
+                        break
             self._check_life()
         except (LineLost, ProtocolError):
             self.close()
@@ -221,24 +200,14 @@ class PlainLine:
         elif ttl_s and now - self._heard_at > ttl_s:
             raise LineLost(f"the other side was not heard of for {ttl_s:g} s")
 
-    def _read(self) -> None:
-        """Read what is there; raises BlockingIOError: nothing."""
-        room = self._incoming.room()
+    def _read(self) -> bool:
+        """Read some of what is there; False: nothing is."""
         try:
-            if room is None:
-                data = self._socket.recv(_READ_BYTES)
-                count = len(data)
-                self._incoming.feed(data)
-            else:
-                count = self._socket.recv_into(room)
-                self._incoming.filled(count)
-        except BlockingIOError:
-            raise
+            found = read(self._socket, self._incoming)
         except OSError as exc:
-            raise LineLost(str(exc)) from exc
-        if not count:
-            raise LineLost("the other side has hung up")
-        self._heard = True
+            raise LineLost(exc.strerror or str(exc)) from exc
+        self._heard = self._heard or found
+        return found
 
     def _take(self) -> Frames | None:
         message = self._incoming.take()
@@ -257,7 +226,7 @@ class PlainLine:
         self.is_whole = False
         try:
             while due := self._incoming.due:
-                self._incoming.due = due[self._socket.send(due, _QUIETLY) :]
+                self._incoming.due = due[self._socket.send(due, QUIETLY) :]
         except OSError as exc:
             # Some systems say that it is not connected while they connect.
             if isinstance(exc, BlockingIOError) or exc.errno == errno.ENOTCONN:
@@ -265,28 +234,3 @@ class PlainLine:
                 raise BlockingIOError from exc
             raise LineLost(str(exc)) from exc
         self.is_whole = True
-
-
-def _pieces(frames: list[Buffer]) -> list[memoryview]:
-    """A message as it goes over the wire; small frames are put together."""
-    pieces: list[memoryview] = []
-    joined = b""
-    last = len(frames) - 1
-    for index, frame in enumerate(frames):
-        view = memoryview(frame).cast("B")
-        joined += head_of(len(view), more=index < last)
-        if len(view) < _JOINED_BYTES:
-            joined += view
-        else:
-            pieces += [memoryview(joined), view]
-            joined = b""
-    return [*pieces, memoryview(joined)] if joined else pieces
-
-
-def _behind(pieces: list[memoryview], sent: int) -> list[memoryview]:
-    """What is left of them behind so many bytes."""
-    for index, piece in enumerate(pieces):
-        if sent < len(piece):
-            return [piece[sent:], *pieces[index + 1 :]]
-        sent -= len(piece)
-    return []

@@ -33,12 +33,12 @@ from labmesh.protocol.messages import (
     Result,
     SessionRequest,
 )
-from labmesh.protocol.packs import MAX_PACK, fits, is_pack, pack, read_results, unpack
+from labmesh.protocol.packs import is_pack, read_results, unpack
 from labmesh.protocol.seldom import Seldom
 from labmesh.transport.call_session import CallSession
 from labmesh.transport.channel import Frames
 from labmesh.transport.connection import PING, Connection
-from labmesh.transport.pending import Pending, check_sizes
+from labmesh.transport.pending import Pending, check_sizes, together
 from labmesh.transport.plain import decode_plain
 from labmesh.transport.sockets import Sockets
 
@@ -70,6 +70,7 @@ class Requests(Connection):
         on_change: Callable[[], None] | None = None,
         session: CallSession | None = None,
         caller: str = "",
+        has_lane: bool = False,
     ) -> None:
         self._introduced_as = caller
         self._session = CallSession() if session is None else session
@@ -78,11 +79,15 @@ class Requests(Connection):
         )
         #: what waits for the link, or for room in its socket, in this order
         self._outbox: dict[Pending, None] = {}
+        #: what needs no answer, and waits for room before those
+        self._untold: list[list[Buffer]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self._flushing = False
         self._warnings = Seldom()
-        super().__init__(sockets, endpoint, where=where, target=target, on_change=on_change)
+        super().__init__(
+            sockets, endpoint, where=where, target=target, on_change=on_change, has_lane=has_lane
+        )
 
     # ── sending ─────────────────────────────────────────────────────────────────────────────────
 
@@ -103,7 +108,7 @@ class Requests(Connection):
         caller, up = self._caller, self.up
         alone = up and not caller.busy
         caller.open(pending)
-        if alone and self._channel.send(pending.frames or ()):
+        if alone and self._road.send(pending.frames or ()):
             self._were_sent((pending,), now)
         else:
             # Many at a time: what begins in one turn of the loop leaves together.
@@ -117,15 +122,15 @@ class Requests(Connection):
     def _flush(self) -> None:
         """Send what waits, as much as there is room for."""
         self._flushing = False
-        if not self.up:
+        if not self.up or (self._untold and not self._all_told()):
             return
         waiting = [
             pending
             for pending in list(self._outbox)
             if pending.frames is not None or self._made_ready(pending)
         ]
-        messages = _together(waiting)
-        count = self._channel.send_all([frames for frames, _ in messages])
+        messages = together(waiting)
+        count = self._road.send_all([frames for frames, _ in messages])
         now = time.monotonic()
         if count == len(messages):
             self._outbox.clear()
@@ -186,7 +191,12 @@ class Requests(Connection):
                 target=self.node_id,
                 session=self._session.token,
             )
-            self._channel.send(self._codec.encode(told))
+            self._untold.append(self._codec.encode(told))
+            self._all_told()
+
+    def _all_told(self) -> bool:
+        del self._untold[: self._road.send_all(self._untold)]
+        return not self._untold
 
     def take_back(self, pending: Pending) -> None:
         """The caller gave up: a call that still waits in the relay's queue must not run."""
@@ -212,6 +222,7 @@ class Requests(Connection):
         self._flush()
 
     def _went_down(self) -> None:
+        self._untold.clear()
         for pending in list(self._outbox):
             if pending.sent:
                 del self._outbox[pending]
@@ -373,27 +384,3 @@ class Requests(Connection):
             if isinstance(error, OutcomeUnknown):
                 self._tell(Cancel(id="-", call=pending.id))
         self._arm()
-
-
-def _together(waiting: list[Pending]) -> list[tuple[Sequence[Buffer], list[Pending]]]:
-    """The messages in which these leave: small calls that follow each other in packs.
-
-    Only calls are worth a pack: they come in crowds, other requests hardly.
-    """
-    messages: list[tuple[Sequence[Buffer], list[Pending]]] = []
-    packed: list[Pending] = []
-    headers: list[Buffer] = []
-    for pending in waiting:
-        frames = pending.frames or []
-        is_small = bool(pending.method) and len(frames) == 1 and fits(frames[0])
-        if headers and (not is_small or len(headers) == MAX_PACK):
-            messages.append(([pack(headers)], packed))
-            packed, headers = [], []
-        if is_small:
-            packed.append(pending)
-            headers.append(frames[0])
-        else:
-            messages.append((frames, [pending]))
-    if headers:
-        messages.append(([pack(headers)], packed))
-    return messages

@@ -23,7 +23,9 @@ from labmesh.transport.breaker import Intake
 from labmesh.transport.key_pairs import KeyPair
 from labmesh.transport.keys import Guard, Security
 from labmesh.transport.lines import DealerLine, Line
-from labmesh.transport.plain_line import PlainLine, has_plain_lines
+from labmesh.transport.liveness import ask_peers, leave_asking_to_peers
+from labmesh.transport.plain_line import PlainLine
+from labmesh.transport.plain_socket import has_plain_sockets
 from labmesh.transport.witness import Witness
 
 __all__ = ["Sockets"]
@@ -54,11 +56,6 @@ RECEIVE_LIMIT = {"xpub": 2}
 #: their connection was ended.
 RECEIVE_BYTES = {"xpub": 64 * 2**10}
 
-# A half-open link is noticed within 4 s; without these it was not noticed at all.
-_HEARTBEAT_MS, _HEARTBEAT_TIMEOUT_MS, _HEARTBEAT_TTL_MS = 1000, 3000, 4000
-_HANDSHAKE_MS = 5000
-#: A peer whose system does not answer so often, so many seconds apart, is gone.
-_KEEPALIVE_S, _KEEPALIVES = 5, 3
 _CONNECT_TIMEOUT_MS = 2000
 _RECONNECT_MS, _RECONNECT_MAX_MS = 100, 2000
 _ENFORCE_ZAP_DOMAIN = 93
@@ -140,7 +137,7 @@ class Sockets:
         socket.sndhwm = SEND_LIMIT.get(role, 1000)
         socket.rcvhwm = RECEIVE_LIMIT.get(role, 1000)
         socket.rcvbuf = RECEIVE_BYTES.get(role, -1)
-        _leave_pings_to_peers(socket)
+        leave_asking_to_peers(socket)
         domain = f"labmesh/{self.security.network}/{role}"
         socket.zap_domain = domain.encode()
         socket.set(_ENFORCE_ZAP_DOMAIN, 1)
@@ -198,8 +195,8 @@ class Sockets:
 
         :raises LinkLost: as of :meth:`connect`.
         """
-        address = parse_connect(endpoint)
-        if not self.security.is_encrypted and is_ip(address.host) and has_plain_lines():
+        address = self.plain_address(endpoint)
+        if address is not None:
             try:
                 return PlainLine(address)
             except OSError as exc:
@@ -207,6 +204,12 @@ class Sockets:
         socket = self._connecting(zmq.DEALER, endpoint)
         socket.connect(endpoint)
         return DealerLine(socket)
+
+    def plain_address(self, endpoint: str) -> Address | None:
+        """Where ZeroMQ's protocol can be spoken over a plain socket; None: not there."""
+        address = parse_connect(endpoint)
+        is_plain = not self.security.is_encrypted and is_ip(address.host) and has_plain_sockets()
+        return address if is_plain else None
 
     def _connecting(self, kind: int, endpoint: str) -> Socket:
         address = parse_connect(endpoint)
@@ -340,25 +343,8 @@ class Sockets:
             raise _no_socket(self.name, exc) from exc
         socket.linger = 0
         if kind != zmq.PAIR:
-            socket.heartbeat_ivl = _HEARTBEAT_MS
-            socket.heartbeat_timeout = _HEARTBEAT_TIMEOUT_MS
-            socket.heartbeat_ttl = _HEARTBEAT_TTL_MS
-            socket.handshake_ivl = _HANDSHAKE_MS
+            ask_peers(socket)
         return socket
-
-
-def _leave_pings_to_peers(server: Socket) -> None:
-    """Peers ask whether a server is there, and say with it how long a silence means their end.
-
-    A server that asks would be ended by libzmq (4.3.5, ``Assertion failed: !_io_error``) when it is
-    to ask a peer that has hung up while more of its messages wait than may. Peers that never ask
-    are found gone by the system.
-    """
-    server.heartbeat_ivl = 0
-    server.tcp_keepalive = 1
-    server.tcp_keepalive_idle = _KEEPALIVE_S
-    server.tcp_keepalive_intvl = _KEEPALIVE_S
-    server.tcp_keepalive_cnt = _KEEPALIVES
 
 
 def _check_room_for_files(name: str) -> None:
