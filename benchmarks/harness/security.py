@@ -100,7 +100,13 @@ def _no_dearer(results: Results, measurement: str) -> Verdict:
 def _verdicts(results: Results) -> list[Verdict]:
     """What security may cost, as ratios of one run."""
     return [
-        *(_no_dearer(results, each.name) for each in results.suite.measurements),
+        *(
+            _no_dearer(results, each.name)
+            for each in results.suite.measurements
+            if each is not _LATENCY
+        ),
+        # A call that is not encrypted passes no thread of libzmq: it is no measure for one that is.
+        at_most(results, _LATENCY.name, _KEYS, _CURVE, 2.0),
         # To know whom one talks to, and to ask what he may do, costs little beside encrypting it.
         at_most(results, _LATENCY.name, _KEYS, _PASSWORD, 1.2),
         share(results, _IN_FLIGHT.name, _KEYS, _PASSWORD, 0.85),
