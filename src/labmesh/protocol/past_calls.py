@@ -18,7 +18,7 @@ from labmesh.protocol.open_call import OpenCall, Owner
 
 __all__ = ["Known", "Memory", "PastCalls"]
 
-#: A session that has too many calls loses so small a part of them at once.
+#: A session may have so small a part of its calls too many; then it loses these at once.
 _BLOCK = 128
 
 
@@ -30,6 +30,7 @@ class Memory(NamedTuple):
 
     seconds: float = 600.0
     calls: int = 50_000
+    #: so many at least, and by the 128th part more at most
     calls_of_one: int = 16_384
     #: of replies
     size: int = 64 * 2**20
@@ -49,7 +50,8 @@ class PastCalls:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         # Plain attributes: they are looked at with each call.
-        self._calls, self._calls_of_one = memory.calls, memory.calls_of_one
+        self._calls = memory.calls
+        self._most_of_one = memory.calls_of_one + memory.calls_of_one // _BLOCK
         self._size_of_reply = memory.size_of_reply
         #: by owner, who it is that something is known of
         self.known: dict[Owner, Known] = {}
@@ -119,7 +121,7 @@ class PastCalls:
                 opened.reply = reply
                 known.size += size
                 self._size += size
-        if len(ended) > self._calls_of_one or self._count > self._calls or self._is_large(known):
+        if len(ended) > self._most_of_one or self._count > self._calls or self._is_large(known):
             self._make_room(known)
 
     def _is_large(self, known: Known) -> bool:
@@ -203,10 +205,9 @@ class PastCalls:
 
     def _make_room(self, session: Known) -> None:
         memory = self._memory
-        too_many = len(session.ended) - memory.calls_of_one
-        if too_many > 0:
+        if len(session.ended) > self._most_of_one:
             # Some at a time: one by one, they cost each call that ends as much as it does itself.
-            self._forget(session, too_many + memory.calls_of_one // _BLOCK)
+            self._forget(session, len(session.ended) - memory.calls_of_one)
         while session.size > memory.size_of_one:
             self._forget(session, 1)
         while self._count > memory.calls or self._size > memory.size:

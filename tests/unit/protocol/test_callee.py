@@ -419,6 +419,13 @@ def test_a_busy_session_does_not_make_others_forgotten(memory: Memory) -> None:
     assert repeated(callee, of_session(1), TWO) is not None
 
 
+def test_a_session_has_never_fewer_calls_remembered_than_was_promised() -> None:
+    callee = Callee(memory=Memory(calls_of_one=256))
+    for call_id in range(1, 1000):
+        ended(callee, call_id)
+        assert min(call_id, 256) <= callee.remembered <= 256 + 2
+
+
 def test_an_id_below_one_that_was_forgotten_is_used_even_if_it_never_came() -> None:
     callee = Callee(memory=Memory(calls_of_one=1))
     open_still = taken(callee, of_session(2), ONE)
