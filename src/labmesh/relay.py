@@ -301,7 +301,7 @@ class RelayAgent(Member):
             kind=self.kind,
             epoch=self.epoch,
             handle=self._handle,
-            handle_call=self._desk.take,
+            handle_calls=self._desk.take_all,
             greet=self._desk.callers.greet,
             lock=self._desk.lock,
             permits=Permits.of(

@@ -14,7 +14,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["CancelFlag", "cancel_requested", "current", "running", "set_current"]
+__all__ = [
+    "CancelFlag",
+    "CurrentCall",
+    "cancel_requested",
+    "current",
+    "of_this_thread",
+    "running",
+    "set_current",
+]
 
 
 class CancelFlag:
@@ -30,11 +38,26 @@ class CancelFlag:
         self.is_set = True
 
 
-class _Current(threading.local):
-    flag: CancelFlag | None = None
+class CurrentCall:
+    """The flag of the call that runs in one thread; None: no call runs. For that thread alone."""
+
+    __slots__ = ("flag",)
+
+    def __init__(self) -> None:
+        self.flag: CancelFlag | None = None
 
 
-_current = _Current()
+class _Threads(threading.local):
+    def __init__(self) -> None:
+        self.current = CurrentCall()
+
+
+_threads = _Threads()
+
+
+def of_this_thread() -> CurrentCall:
+    """Where this thread keeps its flag: who runs many calls looks it up once."""
+    return _threads.current
 
 
 def cancel_requested() -> bool:
@@ -49,26 +72,26 @@ def cancel_requested() -> bool:
     What the method then returns or raises reaches nobody. In a thread that the driver started
     itself, and outside any call, it is always False. It takes less than a microsecond.
     """
-    flag = _current.flag
+    flag = _threads.current.flag
     return flag is not None and flag.is_set
 
 
 def current() -> CancelFlag | None:
     """The flag of the call that runs in this thread; None: no call runs."""
-    return _current.flag
+    return _threads.current.flag
 
 
 def set_current(flag: CancelFlag | None) -> None:
     """From here on, the flag of the call that runs in this thread; None: no call runs."""
-    _current.flag = flag
+    _threads.current.flag = flag
 
 
 @contextmanager
 def running(flag: CancelFlag) -> Iterator[None]:
     """:func:`set_current` for a block, and what was current before behind it."""
-    before = _current.flag
-    _current.flag = flag
+    thread = _threads.current
+    before, thread.flag = thread.flag, flag
     try:
         yield
     finally:
-        _current.flag = before
+        thread.flag = before

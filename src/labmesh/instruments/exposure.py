@@ -176,7 +176,7 @@ class MethodTable:
             raise self._misfit(entry, args, kwargs, access)
         marks = entry.marks
         return BoundCall(
-            method,
+            entry.name,
             entry.function,
             args,
             kwargs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Container, Hashable
+from collections.abc import Hashable
 
 from labmesh.errors import Busy
 from labmesh.instruments.jobs import Job
@@ -72,16 +72,6 @@ class JobQueue:
             self._poll_waits = False
             return self._poll
         return self.calls.popitem(last=False)[0] if self.calls else None
-
-    def pop_following(self, methods: Container[str]) -> Job | None:
-        """The next call, if nothing goes ahead of it and it is of one of these methods."""
-        if not self.calls or self._urgent or (self._poll_waits and self._poll_is_due):
-            return None
-        job = next(iter(self.calls))
-        if job.call.method not in methods:
-            return None
-        del self.calls[job]
-        return job
 
     def pop_harmless(self) -> Job | None:
         """What may go in the middle of a long call: urgent jobs, which cannot wait for its end,

@@ -12,11 +12,11 @@ from msgspec import Struct
 
 from labmesh.errors import InternalError
 from labmesh.instruments.async_items import Underway
-from labmesh.instruments.cooperation import set_current
+from labmesh.instruments.cooperation import of_this_thread
 from labmesh.instruments.failures import driver_failure, unsendable_result
 from labmesh.instruments.jobs import Job, Outcome
 
-__all__ = ["QUICK_S", "QuickMethods", "RunningCall", "ThreadRunner", "name_the_stuck"]
+__all__ = ["QUICK_S", "RunningCall", "ThreadRunner", "name_the_stuck", "note"]
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +40,6 @@ class RunningCall(Struct, frozen=True, gc=False):
         return f"{self.method}{whose}, which has run for {now - self.since:.1f} s"
 
 
-class QuickMethods:
-    """The methods whose last call was quick."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-
-    def note(self, method: str, is_quick: bool) -> None:
-        """How its last call was. There is a limit to how many are known."""
-        if not is_quick:
-            self.names.discard(method)
-        elif len(self.names) < _REMEMBERED:
-            self.names.add(method)
-
-
 class Worker(Protocol):
     """What a thread needs of its worker."""
 
@@ -67,7 +53,7 @@ class Worker(Protocol):
 
 
 class ThreadRunner:
-    """What one thread runs jobs with, and lends to each of them meanwhile.
+    """What one thread runs jobs with, and lends to each of them meanwhile; made in that thread.
 
     :param slot: which of the worker's threads it is.
     :param clock: monotonic seconds.
@@ -77,6 +63,7 @@ class ThreadRunner:
         self._worker = worker
         self._slot = slot
         self._clock = clock
+        self._current = of_this_thread()
         # It makes its loop with the first coroutine: most drivers have none.
         self._coroutines = asyncio.Runner(loop_factory=asyncio.new_event_loop)
 
@@ -93,7 +80,8 @@ class ThreadRunner:
             error = InternalError(f"{job.method} was not run: {type(exc).__name__}")
         if error is not None:
             return Outcome(error=error)
-        set_current(job)
+        current = self._current
+        current.flag = job
         try:
             value = job.execute(self)
         except BaseException as exc:
@@ -102,7 +90,7 @@ class ThreadRunner:
             error = driver_failure(cause, method=job.method, relay_id=self._worker.name)
             return Outcome(error=error)
         finally:
-            set_current(None)
+            current.flag = None
         try:
             return Outcome(job.prepare(value))
         except BaseException as exc:
@@ -158,6 +146,14 @@ async def _settled(awaitable: Awaitable[Any], job: Job) -> tuple[Any, BaseExcept
         return None, exc
     finally:
         job.in_coroutine(asyncio.get_running_loop(), None)
+
+
+def note(quick: set[str], method: str, is_quick: bool) -> None:
+    """How the last call of a method was. There is a limit to how many are known."""
+    if not is_quick:
+        quick.discard(method)
+    elif len(quick) < _REMEMBERED:
+        quick.add(method)
 
 
 def name_the_stuck(

@@ -17,16 +17,16 @@ from labmesh.errors import LabmeshError, Stopping
 from labmesh.instruments.cooperation import set_current
 from labmesh.instruments.delivery import Delivery
 from labmesh.instruments.handover import Publish, Upload, set_node, set_publisher, set_uploader
-from labmesh.instruments.job_queue import JobQueue, busy
 from labmesh.instruments.jobs import Job, Outcome
 from labmesh.instruments.source import Source
 from labmesh.instruments.thread_runner import (
     QUICK_S,
-    QuickMethods,
     RunningCall,
     ThreadRunner,
     name_the_stuck,
+    note,
 )
+from labmesh.instruments.work_intake import WorkIntake
 
 __all__ = ["DriverWorker"]
 
@@ -39,7 +39,7 @@ _BETWEEN = 8
 READ_S = 0.003
 
 
-class DriverWorker:
+class DriverWorker(WorkIntake):
     """Runs the calls of one driver in a thread of its own.
 
     Calls begin in the order of :meth:`submit`, and with one thread (the default) each ends before
@@ -50,7 +50,8 @@ class DriverWorker:
     :param name: the relay's id, for errors, the log and the name of the thread.
     :param threads: more than one only for a driver that is safe to call concurrently.
     :param max_queue: calls that may wait.
-    :param on_busy: called in a thread, under the lock, when it begins with a job.
+    :param on_busy: called in a thread, under the lock, when it begins with a job that does not
+        follow another one at once.
     :param clock: monotonic seconds.
     """
 
@@ -63,16 +64,12 @@ class DriverWorker:
         on_busy: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if threads < 1 or max_queue < 1:
-            raise ValueError("a worker needs at least one thread and room for one call")
-        self.name = name
+        super().__init__(name, threads=threads, max_queue=max_queue, clock=clock)
         #: where the driver's datasets go; set it before the start
         self.uploader: Upload | None = None
         #: and its events
         self.publisher: Publish | None = None
-        self._max_queue = max_queue
         self._on_busy = on_busy
-        self._clock = clock
         self._ended = asyncio.Event()
         self._at_end: Callable[[], None] | None = None
         #: started and not ended; counted on the loop
@@ -83,38 +80,15 @@ class DriverWorker:
             )
             for slot in range(threads)
         ]
-        #: one entry a thread, each written by its thread alone
-        self._running: list[RunningCall | None] = [None] * threads
-
-        #: Guards what follows, and what belongs to the source.
-        self.lock = threading.RLock()
-        self._queue = JobQueue()
-        self._sleepers: list[threading.Lock] = []
-        self._stopping = False
-        self._source: Source | None = None
-        #: a thread waits for the source
-        self._is_listening = False
-        self._quick = QuickMethods()
+        #: the methods whose last call was quick
+        self._quick: set[str] = set()
+        #: jobs that were begun until now
+        self.begun = 0
         #: when the source was last found empty
         self._emptied_at = clock()
 
         self._delivery = Delivery(name, self._queue.ended)
         self._closed = False
-
-    @property
-    def running(self) -> RunningCall | None:
-        """The call that has run longest, or None. Can be read in any thread at any time."""
-        return min(self.running_calls, key=lambda call: call.since, default=None)
-
-    @property
-    def running_calls(self) -> list[RunningCall]:
-        """What each busy thread runs. Can be read in any thread at any time."""
-        return [call for call in self._running if call is not None]
-
-    @property
-    def queued(self) -> int:
-        """How many calls wait."""
-        return len(self._queue.calls)
 
     @property
     def is_idle(self) -> bool:
@@ -130,59 +104,6 @@ class DriverWorker:
         for thread in self._threads:
             thread.start()
             self._threads_left += 1
-
-    def submit(self, job: Job) -> None:
-        """Queue a call. Can be called in any thread.
-
-        :raises Busy: the queue is full.
-        :raises Stopping: the worker is closing.
-        """
-        with self.lock:
-            self.take(job)
-
-    def take(self, job: Job) -> None:
-        """:meth:`submit` for who holds the lock."""
-        if self._stopping:
-            raise self._shutting_down()
-        calls = self._queue.calls
-        if len(calls) >= self._max_queue:
-            raise busy(self.name, len(calls), self.running, self._clock())
-        calls[job] = None
-        if self._is_listening or self._sleepers:
-            self._wake_one()
-
-    def submit_urgent(self, job: Job) -> None:
-        """Queue a call ahead of all that waits, whatever the length of the queue.
-
-        :raises Stopping: the worker is closing.
-        """
-        with self.lock:
-            if self._stopping:
-                raise self._shutting_down()
-            self._queue.push_urgent(job)
-            self._wake_one()
-
-    def submit_poll(self, job: Job) -> bool:
-        """Queue a poll behind the calls; False: skipped, the one before has not ended.
-
-        At most one poll is open. Calls overtake it while it waits, until the next poll is asked
-        for: then it is due and goes first. So polls add at most one poll an interval to the wait of
-        a call, and a driver that is never idle still shows its state.
-
-        :raises Stopping: the worker is closing.
-        """
-        with self.lock:
-            if self._stopping:
-                raise self._shutting_down()
-            if not self._queue.push_poll(job):
-                return False
-            self._wake_one()
-        return True
-
-    def cancel(self, job: Job) -> bool:
-        """True: taken out of the queue; it will not run, and ``done`` is not called."""
-        with self.lock:
-            return self._queue.remove(job)
 
     def look_at_source(self) -> None:
         """Take what has arrived while all threads are busy. Hold the lock."""
@@ -257,29 +178,40 @@ class DriverWorker:
                     self._wake_all()
             self._report(job, outcome)
             return None
-        is_quick = (now := self._clock()) - since < QUICK_S
+        clock = self._clock
+        is_quick = clock() - since < QUICK_S
+        # Once a call: a with statement takes as long as two calls of functions more.
+        self.lock.acquire()
         try:
-            with self.lock:
-                self._running[slot] = long
-                job.done(outcome)
-                if is_quick is not (running.method in self._quick.names):
-                    self._quick.note(running.method, is_quick)
-                if not (long or self._sleepers) and now - self._emptied_at <= READ_S:
+            self._running[slot] = long
+            job.done(outcome)
+            now = clock()
+            if is_quick is not (running.method in self._quick):
+                note(self._quick, running.method, is_quick)
+            if long is None and self._queue.calls:
+                if now - self._emptied_at <= READ_S and not self._sleepers:
                     # As in _next, which would have to ask for the lock again.
-                    following = self._queue.pop_following(self._quick.names)
+                    following = self._queue.pop()
                     if following is not None:
-                        return self._begin(slot, following)
-                if (long or not self._queue.calls) and self._source is not None:
-                    self._source.flush()
+                        return self._begin(slot, following, now)
+            elif self._source is not None:
+                self._source.flush()
         except Exception:
             # A fault of the relay's; the thread must live for the calls behind this one.
             log.exception("%s: the result of %s was lost", self.name, job.method)
+        finally:
+            self.lock.release()
         return None
 
-    def _begin(self, slot: int, job: Job) -> RunningCall:
-        if self._on_busy is not None:
-            self._on_busy()
-        running = self._running[slot] = RunningCall(job.call.method, self._clock(), job)
+    def _begin(self, slot: int, job: Job, now: float) -> RunningCall:
+        """From here on it counts as running."""
+        method = job.call.method
+        if method not in self._quick and self._source is not None:
+            # No reply waits behind what may last.
+            self._source.flush()
+            now = self._clock()
+        self.begun += 1
+        running = self._running[slot] = RunningCall(method, now, job)
         return running
 
     def _next(self, slot: int, awake: threading.Lock) -> RunningCall | None:
@@ -296,14 +228,15 @@ class DriverWorker:
                     if (not queue.calls and queue.is_empty) or now - self._emptied_at > READ_S:
                         is_empty = not self._read(now)
                 job = queue.pop()
-                method = "" if job is None else job.call.method
-                if method not in self._quick.names and self._source is not None:
-                    self._source.flush()
                 if job is not None:
-                    running = self._begin(slot, job)
+                    running = self._begin(slot, job, clock())
+                    if self._on_busy is not None:
+                        self._on_busy()
                     if source is not None and self._sleepers:
                         self._sleepers.pop().release()  # somebody else can listen meanwhile
                     return running
+                if self._source is not None:
+                    self._source.flush()
                 if source is not None:
                     if not is_empty and self._read(clock()):
                         continue  # it gave what is no job, and it takes a limited number at a time
@@ -375,18 +308,6 @@ class DriverWorker:
 
     # ── on the loop, or in any thread ───────────────────────────────────────────────────────────
 
-    def _wake_one(self) -> None:
-        if self._sleepers:
-            self._sleepers.pop().release()
-        elif self._is_listening and self._source is not None:
-            self._source.ring()
-
-    def _wake_all(self) -> None:
-        while self._sleepers:
-            self._sleepers.pop().release()
-        if self._source is not None:
-            self._source.ring()
-
     def _thread_ended(self) -> None:
         self._threads_left -= 1
         if not self._threads_left:
@@ -404,6 +325,3 @@ class DriverWorker:
                     self._delivery.put(job, Outcome(error=refusal))
                 else:
                     job.done(Outcome(error=refusal))
-
-    def _shutting_down(self) -> Stopping:
-        return Stopping(f"{self.name} is shutting down; this was not run")

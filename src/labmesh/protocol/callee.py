@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from labmesh.errors import (
@@ -150,6 +151,22 @@ class Callee:
             self._past.refuse_used(of_owner, owner, request.id)
         return None
 
+    def are_new(self, owner: Owner, requests: Sequence[Invocation]) -> bool:
+        """Whether these are all new calls of one session, and there is room for them: then
+        :meth:`find_repeated` has nothing to say of any of them, and :meth:`accept_all` nothing
+        against them. False also where that takes a closer look at each.
+
+        :param owner: of the first of them.
+        """
+        known, session = self._known.get(owner), requests[0].session
+        return (
+            known is not None
+            and bool(session)
+            and [each.session for each in requests].count(session) == len(requests)
+            and known.open + len(requests) <= self._max_open
+            and known.are_free([each.id for each in requests])
+        )
+
     def has_come(self, owner: Owner, request_id: str) -> bool:
         """Whether this call is open, or has ended and is remembered."""
         return self._call(owner, request_id) is not None
@@ -159,17 +176,22 @@ class Callee:
 
         :raises Busy: its owner has too many open calls.
         """
-        owner, now = opened.owner, opened.accepted_at
+        self.accept_all(opened.owner, (opened,), opened.accepted_at)
+
+    def accept_all(self, owner: Owner, calls: Sequence[OpenCall], now: float) -> None:
+        """:meth:`accept`, for several of one owner: all of them, or none."""
         known = self._known.get(owner) or self._past.know(owner)
-        if known.open >= self._max_open:
+        if known.open + len(calls) > self._max_open:
             count = known.open
             raise Busy(f"{count} calls of this client are open, the limit; wait for some to end")
-        known.open += 1
-        known.calls[opened.id] = opened
-        if opened.deadline < now + FIRST_SIGN_S:
-            self._watch(opened)
-        else:
-            self._young.append(opened)
+        known.open += len(calls)
+        of_owner, young, soon = known.calls, self._young, now + FIRST_SIGN_S
+        for opened in calls:
+            of_owner[opened.id] = opened
+            if opened.deadline < soon:
+                self._watch(opened)
+            else:
+                young.append(opened)
         if self._past.next_at < now:
             self._past.tidy(now)
 

@@ -7,7 +7,7 @@ never sent to another incarnation of its relay.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Generic, Literal, TypeVar
 
 from msgspec import Struct
@@ -148,19 +148,17 @@ class Caller(Generic[RequestT]):
         """The request was handed to a live connection to this incarnation of the target."""
         self.sent_together((request,), now, epoch)
 
-    def sent_together(self, requests: Iterable[RequestT], now: float, epoch: str) -> None:
+    def sent_together(self, requests: Sequence[RequestT], now: float, epoch: str) -> None:
         """:meth:`sent`, for several."""
         # Their deadlines were looked at when they were opened, and breaks are when they come.
-        silent_at = now + self._silence_s
-        quiet_until = self.quiet_until
         for request in requests:
             if not request.sendings:
                 request.epoch, request.sent_at = epoch, now
             request.sendings += 1
             request.heard_at = now
-            if silent_at < quiet_until and request.method:
-                quiet_until = silent_at
-        self.quiet_until = quiet_until
+        silent_at = now + self._silence_s
+        if silent_at < self.quiet_until and any(request.method for request in requests):
+            self.quiet_until = silent_at
 
     def taken_over(self, request: RequestT, now: float, epoch: str) -> None:
         """Watch a call that was sent over a connection of somebody else, which broke just now."""

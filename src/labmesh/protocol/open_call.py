@@ -10,6 +10,7 @@ from msgspec import Struct
 from labmesh.errors import LabmeshError
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Call, CallOutcome, Invocation
+from labmesh.protocol.packs import PlainCall
 
 __all__ = ["Ended", "OpenCall", "Owner", "given_of"]
 
@@ -35,6 +36,8 @@ class OpenCall(Struct, eq=False, gc=False):
     #: it is remembered when it has ended: it belongs to a session
     kept: bool
     accepted_at: float
+    #: of its parameters, by :func:`given_of`
+    given: int = 0
     begun_at: float | None = None
     #: when its caller was last sent a sign of life, or has last sent it
     heard_at: float = 0.0
@@ -44,8 +47,6 @@ class OpenCall(Struct, eq=False, gc=False):
     reply: list[Buffer] | None = None
     #: how it failed
     error: LabmeshError | None = None
-    #: of its parameters, by :func:`given_of`
-    given: int = 0
 
     @property
     def state(self) -> CallOutcome:
@@ -72,8 +73,10 @@ def given_of(request: Invocation) -> int:
     if not isinstance(request, Call):
         return 0
     args, kwargs = request.args, request.kwargs
-    values = (*args, *kwargs.values()) if kwargs else tuple(args)
+    values = [*args, *kwargs.values()] if kwargs else args
+    if type(request) is not PlainCall and not _PLAIN.issuperset(map(type, values)):
+        return 0
     for each in values:
-        if type(each) not in _PLAIN or each != each:
+        if each != each:
             return 0
-    return hash((values, *kwargs, request.access) if kwargs else (values, request.access)) or 1
+    return hash((len(args), *values, *kwargs, request.access)) or 1

@@ -29,6 +29,7 @@ __all__ = [
     "MAX_PACK_BYTES",
     "PlainCall",
     "PlainResult",
+    "all_fit",
     "encode_result",
     "fits",
     "is_pack",
@@ -84,6 +85,15 @@ _ONLY_RESULTS: Final = {PlainResult}
 def fits(header: Buffer) -> bool:
     """Whether a message of this header alone may travel in a pack."""
     return len(header) <= MAX_MEMBER_BYTES and header[0] in MAPS
+
+
+def all_fit(headers: Sequence[Buffer]) -> bool:
+    """Whether these messages, one at least, may travel in one pack."""
+    return (
+        len(headers) <= MAX_PACK
+        and max(map(len, headers)) <= MAX_MEMBER_BYTES
+        and MAPS.issuperset([header[0] for header in headers])
+    )
 
 
 def is_pack(frame: Buffer) -> bool:

@@ -18,6 +18,8 @@ from labmesh.protocol.open_call import OpenCall, Owner
 
 __all__ = ["Known", "Memory", "PastCalls"]
 
+#: Ids of calls have fewer digits.
+_DIGITS = 20
 #: A session may have so small a part of its calls too many; then it loses these at once.
 _BLOCK = 128
 
@@ -52,6 +54,7 @@ class PastCalls:
         # Plain attributes: they are looked at with each call.
         self._calls = memory.calls
         self._most_of_one = memory.calls_of_one + memory.calls_of_one // _BLOCK
+        self._size_of_all, self._size_of_one = memory.size, memory.size_of_one
         self._size_of_reply = memory.size_of_reply
         #: by owner, who it is that something is known of
         self.known: dict[Owner, Known] = {}
@@ -109,9 +112,7 @@ class PastCalls:
             del known.calls[opened.id]
             self._let_go(known)
             return
-        ended = known.ended
-        ended.append(opened)
-        known.last_at = opened.ended_at
+        known.ended.append(opened)
         self._count += 1
         if not known.listed:
             self._list(known, opened.ended_at)
@@ -121,12 +122,13 @@ class PastCalls:
                 opened.reply = reply
                 known.size += size
                 self._size += size
-        if len(ended) > self._most_of_one or self._count > self._calls or self._is_large(known):
+        if (
+            len(known.ended) > self._most_of_one
+            or self._count > self._calls
+            or known.size > self._size_of_one
+            or self._size > self._size_of_all
+        ):
             self._make_room(known)
-
-    def _is_large(self, known: Known) -> bool:
-        memory = self._memory
-        return known.size > memory.size_of_one or self._size > memory.size
 
     def withdraw(self, owner: Owner, call_id: str, now: float) -> None:
         """From here on a call of this id does not run. It must not be known."""
@@ -224,6 +226,7 @@ class PastCalls:
             opened = ended.popleft()
             call_id, reply = opened.id, opened.reply
             ids.append(call_id)
+            session.last_at = opened.ended_at
             del calls[call_id]
             if reply is not None:
                 freed += len(reply[0]) if len(reply) == 1 else sum(map(len, reply))
@@ -287,6 +290,23 @@ class Known:
         self.used_until = 0
         self.last_at = -math.inf
 
+    def are_free(self, call_ids: list[str]) -> bool:
+        """Whether these are all ids that new calls of this session may have, with one number of
+        digits; False: that takes a look at each, with :meth:`PastCalls.refuse_used`."""
+        # Of texts with as many digits the first in the alphabet is the smallest number.
+        digits, least = "".join(call_ids), min(call_ids)
+        return (
+            len({*map(len, call_ids)}) == 1
+            and len(least) < _DIGITS
+            and digits.isdecimal()
+            and digits.isascii()
+            and least[0] != "0"
+            and int(least) > self.used_until
+            and len({*call_ids}) == len(call_ids)
+            and self.calls.keys().isdisjoint(call_ids)
+            and (not self.withdrawn or self.withdrawn.keys().isdisjoint(map(int, call_ids)))
+        )
+
     @property
     def is_past(self) -> bool:
         """Something is known beside what is open."""
@@ -307,7 +327,7 @@ def number_of(call_id: str) -> int:
 
     :raises ProtocolError: it is none.
     """
-    if len(call_id) < 20 and call_id.isdecimal() and call_id.isascii() and call_id[0] != "0":
+    if len(call_id) < _DIGITS and call_id.isdecimal() and call_id.isascii() and call_id[0] != "0":
         return int(call_id)
     raise ProtocolError(
         "with a session, ids are decimal numbers from 1 on that grow from call to call"

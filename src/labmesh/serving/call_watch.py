@@ -21,7 +21,10 @@ log = logging.getLogger(__name__)
 #: How often the loop looks after calls while the driver's thread is busy, and how long after.
 _TICK_S = 0.005
 _LINGER_S = 0.1
+#: With so many calls since the last look the thread reads what arrives by itself, and each look of
+#: the loop takes the interpreter away from it: then this often.
 _SEVERAL = 3
+_LIVELY_TICK_S = 0.02
 #: Why a call is told to end that outlasts its time.
 _OVER_TIME = "it has run for as long as it may"
 
@@ -42,7 +45,7 @@ class CallWatch:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._watching = False
-        #: jobs since the last look
+        #: jobs until the last look
         self._begun = 0
         self._awake_until = 0.0
 
@@ -58,7 +61,6 @@ class CallWatch:
 
     def wake(self) -> None:
         """Somebody is busy: have the loop look after calls. In any thread, under the lock."""
-        self._begun += 1
         if not self._watching and not self._closed and self._worker is not None:
             self._watching = True
             self._worker.call_on_loop(self._tick)
@@ -69,12 +71,14 @@ class CallWatch:
         :param quiet: nothing is open, and the driver's thread listens.
         :param due_at: when (monotonic) there is something to do even so.
         """
-        begun, self._begun = self._begun, 0
-        if begun >= _SEVERAL:
+        assert self._worker is not None
+        before, self._begun = self._begun, self._worker.begun
+        is_lively = self._begun - before >= _SEVERAL
+        if is_lively:
             # Calls come one after the other: waking up for each of them would cost more.
             self._awake_until = now + _LINGER_S
         if not quiet or now < self._awake_until:
-            return _TICK_S
+            return _LIVELY_TICK_S if is_lively else _TICK_S
         self._watching = False
         return None if due_at is None else max(0.0, due_at - now)
 

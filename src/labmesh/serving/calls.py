@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from labmesh.access.audit import Audit
 from labmesh.errors import (
-    BadArguments,
     Cancelled,
     Conflict,
     Expired,
@@ -23,10 +22,9 @@ from labmesh.errors import (
     OutcomeUnknown,
     Stopping,
 )
-from labmesh.instruments.exposure import BoundCall, MethodTable
+from labmesh.instruments.exposure import MethodTable
 from labmesh.instruments.jobs import Outcome
 from labmesh.instruments.worker import DriverWorker
-from labmesh.protocol.batches import BatchEntry, read_entries
 from labmesh.protocol.callee import Callee
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.leases import Leases
@@ -46,6 +44,7 @@ from labmesh.protocol.messages import (
     SessionRequest,
 )
 from labmesh.protocol.open_call import Ended, OpenCall, Owner, given_of
+from labmesh.serving.asked import job_of_batch, job_of_call
 from labmesh.serving.call_state import state_of
 from labmesh.serving.call_watch import CallWatch, StuckWatch
 from labmesh.serving.callers import Callers
@@ -55,8 +54,6 @@ from labmesh.serving.served import (
     SHUTTING_DOWN,
     TAKEN_BACK,
     AnyServed,
-    ServedBatch,
-    ServedCall,
     ServedStream,
     abandoned,
     given_up,
@@ -64,7 +61,7 @@ from labmesh.serving.served import (
     overdue,
     taken_back,
 )
-from labmesh.transport.answering import Answer, Origin
+from labmesh.transport.answering import Answer, NotTaken, Origin
 from labmesh.transport.shared import SharedService
 
 __all__ = ["CallDesk"]
@@ -118,8 +115,7 @@ class CallDesk:
             on_grant=self._watch.wake,
             audit=audit,
         )
-        #: May this client write? In any thread; see :meth:`Leases.check_write`. It is the machine's
-        #: own method, because it is asked twice for each call that writes.
+        #: see :meth:`Leases.check_write`: itself, because it is asked twice for each call
         self.check_write = leases.check_write
 
     def open(self, service: SharedService) -> None:
@@ -196,27 +192,45 @@ class CallDesk:
                     job.grant(request.credit)
                 return Done(id=request.id)
             case GetCall():
-                owner = self._owner(request, origin)
-                return state_of(self._callee, request, owner, time.monotonic())
+                owner, now = self._owner(request, origin), time.monotonic()
+                return state_of(self._callee, request, owner, now)
             case Acquire() | Renew() | Release() | BreakLease():
                 return self.leases.answer(request, self._owner(request, origin), origin)
             case _:
                 raise AssertionError(f"{type(request).__name__} is not for a relay")
 
+    def take_all(self, calls: Sequence[Call], origin: Origin, now: float) -> NotTaken:
+        """Take calls that had arrived together at ``now``; returns those that are refused, or that
+        a fault of ours keeps out, with the reason."""
+        refused: NotTaken = []
+        owner = self._owner(calls[0], origin)
+        # Nearly always they are new, and there is room: that is asked once for all of them.
+        room = self.worker.room if self._audit is None else 0
+        together = len(calls) <= room and self._callee.are_new(owner, calls)
+        jobs: list[AnyServed] = []
+        for call in calls:
+            try:
+                if together:
+                    jobs.append(self._opened(call, owner, origin, now))
+                else:
+                    self.take(call, origin, now)
+            except Exception as exc:
+                if together:
+                    self._callee.refused(owner, call.id, now)
+                refused.append((call, exc))
+        if jobs:
+            self._take_in(owner, jobs, now)
+        return refused
+
     def take(self, call: Call, origin: Origin, now: float) -> None:
         """Take a call that had arrived at ``now``; what this raises is its answer."""
         owner = self._owner(call, origin)
-        method = call.method
-        known = self._callee.find_repeated(owner, call, method, origin, now)
+        known = self._callee.find_repeated(owner, call, call.method, origin, now)
         if known is not None:
             self._answer_again(known)
             return
-        given = given_of(call)
         try:
-            # It may use up the arguments.
-            bound = self._table.bind(method, call.args, call.kwargs, call.access)
-            job = ServedStream(bound, _credit(call)) if bound.yields else ServedCall(bound)
-            self._submit(job, owner, call, method, origin, bound.read_only, now, given)
+            self._submit(self._opened(call, owner, origin, now), call, now)
         except LabmeshError:
             if call.session:
                 self._callee.refused(owner, call.id, now)
@@ -230,12 +244,10 @@ class CallDesk:
             self._answer_again(known)
             return
         try:
-            bound = [
-                self._bound(index, each) for index, each in enumerate(read_entries(batch.calls))
-            ]
-            job = ServedBatch(bound, keep_going=batch.keep_going, relay_id=self._relay_id)
-            read_only = all(each.read_only for each in bound)
-            self._submit(job, owner, batch, "batch", origin, read_only, now)
+            job = job_of_batch(self._table, batch, self._relay_id)
+            read_only = all(each.read_only for each in job.entries)
+            self._open(job, batch, owner, origin, now, read_only)
+            self._submit(job, batch, now)
         except LabmeshError:
             if batch.session:
                 self._callee.refused(owner, batch.id, now)
@@ -251,49 +263,52 @@ class CallDesk:
             owner = self._last_owner = (origin.user, session)
         return owner
 
-    def _bound(self, index: int, entry: BatchEntry) -> BoundCall:
-        try:
-            bound = self._table.bind(entry.method, entry.args, entry.kwargs, entry.access)
-            if bound.yields:
-                raise BadArguments(f"{entry.method} yields its values, and a batch has no room")
-        except LabmeshError as exc:
-            text = f"call {index + 1} of this batch: {exc}; nothing of it was run"
-            raise type(exc)(text, **{**exc.detail, "index": index}) from exc
-        return bound
+    def _opened(self, call: Call, owner: Owner, origin: Origin, now: float) -> AnyServed:
+        """A new call, if nothing is wrong with it; nobody knows it yet."""
+        job = job_of_call(self._table, call)
+        self._open(job, call, owner, origin, now, job.call.read_only)
+        return job
 
-    def _submit(
+    def _open(
         self,
         job: AnyServed,
-        owner: Owner,
         request: Call | Batch,
-        method: str,
+        owner: Owner,
         origin: Origin,
-        read_only: bool,
         now: float,
-        given: int = 0,
+        read_only: bool,
     ) -> None:
+        """Make it an open call, if it may still begin."""
+        method = job.call.method if isinstance(request, Call) else "batch"
         if self._refusing:
             raise Stopping(f"{self._relay_id} is shutting down; {method} was not run")
         arrive_by = request.arrive_by
         if arrive_by is not None and not now <= arrive_by:
             raise Expired(f"{method} arrived after its caller had given it up; it was not run")
-        callee = self._callee
-        deadline = callee.deadline_of(request.deadline, now)
-        opened = OpenCall(owner, origin, request.id, method, deadline, bool(request.session), now)
-        opened.given = given
+        deadline = self._callee.deadline_of(request.deadline, now)
+        kept, given = bool(request.session), given_of(request)
+        opened = OpenCall(owner, origin, request.id, method, deadline, kept, now, given)
         job.open_at(self, opened, request.fence, read_only)
         if not read_only:
             self.check_write(owner, request.fence, now)
-        callee.accept(opened)
-        self._served[opened] = job
+
+    def _submit(self, job: AnyServed, request: Call | Batch, now: float) -> None:
+        self._take_in(job.opened.owner, [job], now)
+        if self._audit is not None and not job.read_only:
+            self._audit.begun(job.opened, request)
+
+    def _take_in(self, owner: Owner, jobs: list[AnyServed], now: float) -> None:
+        """From here on they are known, and wait for their turn. All of them are, or none."""
+        calls = [each.opened for each in jobs]
+        self._callee.accept_all(owner, calls, now)
+        self._served.update(zip(calls, jobs, strict=True))
         try:
-            self.worker.take(job)
+            self.worker.take_all(jobs)
         except LabmeshError:
-            del self._served[opened]
-            callee.finish(opened, "not_run", None, now)
+            for opened in calls:
+                del self._served[opened]
+                self._callee.finish(opened, "not_run", None, now)
             raise
-        if self._audit is not None and not read_only:
-            self._audit.begun(opened, request)
 
     def _answer_again(self, opened: OpenCall) -> None:
         """A call came once more: its reply goes out again, or will go to where it came from."""
@@ -386,14 +401,3 @@ class CallDesk:
     def stuck(self, now: float) -> bool:
         """Does the driver run something longer than it may, or than its caller waits?"""
         return self._stuck.found(now)
-
-
-def _credit(call: Call) -> int:
-    """How many items its caller takes at first."""
-    if not call.credit:
-        raise BadArguments(
-            f"{call.method} yields its values one by one: iterate over "
-            f"relay.stream({call.method!r}), or 'for value in psu.{call.method}()'",
-            method=call.method,
-        )
-    return call.credit

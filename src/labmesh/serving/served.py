@@ -196,8 +196,9 @@ class ServedCall(Served, Job):
         if now >= opened.deadline or now - opened.accepted_at > _GIVEN_UP_S:
             return super().refusal(now)
         if not self.read_only:
+            check_write = self.desk.check_write
             try:
-                self.desk.check_write(opened.owner, self.fence, now)
+                check_write(opened.owner, self.fence, now)
             except LabmeshError as exc:
                 return exc
         opened.begun_at = now

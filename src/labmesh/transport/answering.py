@@ -20,7 +20,17 @@ from labmesh.transport.channel import Frames
 from labmesh.transport.permits import Permits
 from labmesh.transport.witness import Witness
 
-__all__ = ["Answer", "Answering", "Greet", "Handle", "HandleCall", "Later", "Origin", "failure"]
+__all__ = [
+    "Answer",
+    "Answering",
+    "Greet",
+    "Handle",
+    "HandleCalls",
+    "Later",
+    "NotTaken",
+    "Origin",
+    "failure",
+]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +49,9 @@ Answer = Reply | tuple[Reply, Buffer] | None
 #: An answer that is not there yet. A future costs less than a coroutine, which is made a task.
 Later = Coroutine[Any, Any, Answer] | Future[Answer]
 Handle = Callable[[Request, memoryview | None, "Origin"], "Answer | Later"]
-HandleCall = Callable[[Call, "Origin", float], None]
+#: The calls that were not taken, and why.
+NotTaken = list[tuple[Call, Exception]]
+HandleCalls = Callable[[Sequence[Call], "Origin", float], NotTaken]
 Greet = Callable[[Ping, "Origin"], None]
 
 
@@ -67,7 +79,8 @@ class Answering:
     :param requests: the messages that this socket takes.
     :param handle: gets each admitted request. It returns the reply, or None when it will call
         :meth:`reply` later; what it raises becomes the reply.
-    :param handle_call: gets each admitted call of a pack, with the time when the pack was read.
+    :param handle_calls: gets the admitted calls of a pack, with the time when the pack was read. It
+        returns those that it does not take; what it gives as the reason becomes the reply.
     :param permits: asked before each request is handled; None: everybody may do everything.
     :param greet: told of each ping; None: who asks makes no difference.
     """
@@ -82,7 +95,7 @@ class Answering:
         epoch: str,
         handle: Handle,
         permits: Permits | None = None,
-        handle_call: HandleCall | None = None,
+        handle_calls: HandleCalls | None = None,
         greet: Greet | None = None,
     ) -> None:
         self._name = name
@@ -90,7 +103,7 @@ class Answering:
         self._answers = Codec(())
         self._node_id, self._epoch = node_id, epoch
         self._handle = handle
-        self._handle_call = handle_call
+        self._handle_calls = handle_calls
         self._greet = greet
         self._permits = permits
         #: told of what was asked, for a record; None: nobody keeps one
@@ -173,7 +186,7 @@ class Answering:
             if is_pack(payload[0]):
                 self._take_pack(peer, delimited, payload[0], user)
                 return
-            if self._handle_call is not None:
+            if self._handle_calls is not None:
                 call = read_call(payload[0])
         if call is not None:
             origin = Origin(peer, delimited, False, call.id, user, self._address)
@@ -183,7 +196,7 @@ class Answering:
 
     def _take_pack(self, peer: bytes, delimited: bool, frame: Buffer, user: str) -> None:
         origin = Origin(peer, delimited, False, "", user, self._address)
-        calls = None if self._handle_call is None else read_calls(frame)
+        calls = None if self._handle_calls is None else read_calls(frame)
         headers: list[bytes] = []
         if calls is None:
             try:
@@ -209,24 +222,26 @@ class Answering:
 
     def _take_calls(self, calls: Sequence[Call], origin: Origin) -> None:
         """Plain calls that came in one frame, whose times are finite."""
-        handle = self._handle_call
-        assert handle is not None
+        assert self._handle_calls is not None
         permits, node_id, epoch = self._permits, self._node_id, self._epoch
         # They have all arrived; when each of them may begin is looked at again.
         now = time.monotonic()
+        admitted: list[Call] = []
+        refused: NotTaken = []
         for call in calls:
             try:
                 if permits is not None:
                     permits.check(call, origin.user)
                 if call.target != node_id or call.epoch != epoch or not call.session:
                     admit(call, node_id=node_id, epoch=epoch, now=now)
-                handle(call, origin, now)
-            except LabmeshError as exc:
-                if self._witness is not None:
-                    self._witness.refused(call, origin, exc)
-                self.refuse(origin, exc, call.id)
             except Exception as exc:
-                self._fault(origin, call, exc)
+                refused.append((call, exc))
+            else:
+                admitted.append(call)
+        if admitted:
+            refused += self._handle_calls(admitted, origin, now)
+        for call, reason in refused:
+            self._not_taken(call, origin, reason)
 
     def _send_collected(self) -> None:
         headers, self._collected = self._collected, []
@@ -269,12 +284,17 @@ class Answering:
                 self._answer_later(origin, answer)
             else:
                 self.reply(origin, answer)
-        except LabmeshError as exc:
-            if self._witness is not None:
-                self._witness.refused(request, origin, exc)
-            self.refuse(origin, exc)
         except Exception as exc:
-            self._fault(origin, request, exc)
+            self._not_taken(request, origin, exc)
+
+    def _not_taken(self, request: Request, origin: Origin, reason: Exception) -> None:
+        """Answer a request that ends with this."""
+        if not isinstance(reason, LabmeshError):
+            self._fault(origin, request, reason)
+            return
+        if self._witness is not None:
+            self._witness.refused(request, origin, reason)
+        self.refuse(origin, reason, request.id)
 
     def _fault(self, origin: Origin, request: Request | None, exc: Exception) -> None:
         """A fault of our own: the asker is told, the log has the rest, the node lives."""

@@ -9,7 +9,7 @@ from labmesh.errors import TooLarge
 from labmesh.protocol.caller import OpenRequest
 from labmesh.protocol.codec import Buffer, Decoded
 from labmesh.protocol.messages import Batch, Call, Request, Result
-from labmesh.protocol.packs import MAX_PACK, fits, pack
+from labmesh.protocol.packs import MAX_PACK, all_fit, fits, pack
 from labmesh.transport.inflow import ItemStream
 from labmesh.transport.sockets import MAX_FRAME_BYTES
 
@@ -62,6 +62,11 @@ def together(waiting: list[Pending]) -> list[tuple[Sequence[Buffer], list[Pendin
 
     Only calls are worth a pack: they come in crowds, other requests hardly.
     """
+    alone = [each.frames for each in waiting if each.method and each.frames]
+    small = [frames[0] for frames in alone if len(frames) == 1]
+    if len(small) == len(waiting) > 0 and all_fit(small):
+        # As nearly always: one pack, and nothing to look at one by one.
+        return [([pack(small)], waiting)]
     messages: list[tuple[Sequence[Buffer], list[Pending]]] = []
     packed: list[Pending] = []
     headers: list[Buffer] = []

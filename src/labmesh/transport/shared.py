@@ -21,7 +21,7 @@ from labmesh.protocol.addresses import Address
 from labmesh.protocol.codec import Buffer
 from labmesh.protocol.messages import Message, Request
 from labmesh.protocol.packs import fits, pack
-from labmesh.transport.answering import Answer, Answering, Greet, HandleCall, Later, Origin
+from labmesh.transport.answering import Answer, Answering, Greet, HandleCalls, Later, Origin
 from labmesh.transport.channel import (
     NOBLOCK,
     POLLIN,
@@ -56,7 +56,7 @@ class SharedService(Answering):
 
     :param handle: gets each admitted request, under the lock. It returns the reply, or None when it
         will call :meth:`reply` later; what it raises becomes the reply.
-    :param handle_call: gets each admitted call of a pack, under the lock.
+    :param handle_calls: gets the admitted calls of a pack, under the lock; see :class:`Answering`.
     :param greet: is told of each ping, under the lock.
     """
 
@@ -73,7 +73,7 @@ class SharedService(Answering):
         handle: Callable[[Request, memoryview | None, Origin], Answer],
         lock: threading.RLock,
         permits: Permits | None = None,
-        handle_call: HandleCall | None = None,
+        handle_calls: HandleCalls | None = None,
         greet: Greet | None = None,
     ) -> None:
         owner = f"{kind} {node_id}"
@@ -85,7 +85,7 @@ class SharedService(Answering):
             epoch=epoch,
             handle=handle,
             permits=permits,
-            handle_call=handle_call,
+            handle_calls=handle_calls,
             greet=greet,
         )
         self.lock = lock
@@ -105,7 +105,8 @@ class SharedService(Answering):
         #: whose reply was put into a pack just now, while its next one can follow it, and that pack
         self._last_origin: Origin | None = None
         self._last_pack: list[Buffer] = []
-        self._packed = 0
+        #: how many
+        self._waiting = 0
         self._outbox: list[list[Buffer]] = []
         self.listened = False
         #: whether several messages were there when it was last looked for more than one
@@ -226,29 +227,30 @@ class SharedService(Answering):
     def send_soon(self, origin: Origin, encoded: Sequence[Buffer]) -> None:
         """Send a reply with others: :meth:`flush` does. Each wake-up of ZeroMQ's own thread costs
         as much as all else of a small reply."""
-        if origin is self._last_origin and len(encoded) == 1 and fits(encoded[0]):
-            self._last_pack.append(encoded[0])
-            self._packed += 1
-            if self._packed + len(self._outbox) >= _TOGETHER:
+        header = encoded[0]
+        if origin is self._last_origin and len(encoded) == 1 and fits(header):
+            self._last_pack.append(header)
+            self._waiting += 1
+            if self._waiting >= _TOGETHER:
                 self.flush()
             return
         peer = origin.peer
         is_short = len(encoded) == 1 and not origin.delimited and peer in self._packers
-        if is_short and fits(encoded[0]):
+        if is_short and fits(header):
             if self._outbox and any(frames[0] == peer for frames in self._outbox):
                 self.flush()
             headers = self._packs.get(peer)
             if headers is None:
                 headers = self._packs[peer] = []
-            headers.append(encoded[0])
-            self._packed += 1
+            headers.append(header)
             self._last_origin, self._last_pack = origin, headers
         else:
             self._last_origin = None
             if peer in self._packs:
                 self.flush()
             self._outbox.append([peer, b"", *encoded] if origin.delimited else [peer, *encoded])
-        if self._packed + len(self._outbox) >= _TOGETHER:
+        self._waiting += 1
+        if self._waiting >= _TOGETHER:
             self.flush()
 
     def flush(self) -> None:
@@ -256,9 +258,12 @@ class SharedService(Answering):
 
         What waits is never more than one pack.
         """
-        if self._packed:
+        if not self._waiting:
+            return
+        self._waiting = 0
+        if self._packs:
             self._last_origin = None
-            packs, self._packs, self._packed = self._packs, {}, 0
+            packs, self._packs = self._packs, {}
             for peer, headers in packs.items():
                 if not self._transmit_now([peer, pack(headers)]):
                     self.dropped += len(headers)

@@ -97,25 +97,6 @@ def test_there_is_another_poll_only_when_the_one_before_was_delivered(queue: Job
     assert queue.push_poll(Named("another poll"))
 
 
-def test_a_call_follows_at_once_where_nothing_goes_ahead_of_it(queue: JobQueue) -> None:
-    quick = {"quick"}
-    assert queue.pop_following(quick) is None
-    one, slow, last = Named("quick"), Named("slow"), Named("quick")
-    for job in (one, slow, last):
-        queue.push(job)
-    assert queue.push_poll(Named("poll"))
-    assert queue.pop_following(quick) is one
-    assert queue.pop_following(quick) is None, "a slow one has replies sent before it"
-    assert queue.remove(slow)
-    assert not queue.push_poll(Named("the same poll, due now"))
-    assert queue.pop_following(quick) is None
-    assert popped(queue) == ["poll", "quick"]
-    queue.push(last)
-    queue.push_urgent(Named("safe_state"))
-    assert queue.pop_following(quick) is None
-    assert popped(queue) == ["safe_state", "quick"]
-
-
 def test_a_call_can_be_taken_out_until_it_goes(queue: JobQueue) -> None:
     one, other = Named("one"), Named("other")
     queue.push(one)

@@ -130,7 +130,8 @@ async def test_calls_are_read_run_and_ended_in_the_drivers_thread(lab: Lab) -> N
     assert await lab.caller.wait(3) == [0, 1, 2]
     assert set(lab.post.readers) == {THREAD}
     assert ended_in == [THREAD] * 3
-    assert lab.busy == 3
+    assert lab.worker.begun == 3
+    assert lab.busy
 
 
 async def test_results_are_sent_before_the_thread_waits(lab: Lab) -> None:

@@ -118,7 +118,17 @@ def taken(
     """A new call, accepted as a relay does it."""
     method = request.method if isinstance(request, Call) else "batch"
     assert callee.find_repeated(owner, request, method, origin, now) is None
-    opened = OpenCall(
+    opened = opened_for(callee, request, owner, now, origin=origin)
+    callee.accept(opened)
+    return opened
+
+
+def opened_for(
+    callee: Callee, request: Invocation, owner: Owner, now: float, *, origin: object = "here"
+) -> OpenCall:
+    """What is to be accepted."""
+    method = request.method if isinstance(request, Call) else "batch"
+    return OpenCall(
         owner,
         origin,
         request.id,
@@ -128,8 +138,6 @@ def taken(
         accepted_at=now,
         given=given_of(request),
     )
-    callee.accept(opened)
-    return opened
 
 
 def repeated(
@@ -635,12 +643,72 @@ def test_the_callee_wants_to_be_called_at_the_deadline_of_a_call_that_waits() ->
     assert callee.next_deadline() is None
 
 
+# ── several at once ─────────────────────────────────────────────────────────────────────────────
+
+
+def three_ended_one_given_up() -> Callee:
+    """Of session ONE: 11 is forgotten, 12 and 14 are remembered, 16 will never run, 17 is open."""
+    callee = Callee(max_open=4, memory=Memory(calls_of_one=2))
+    for call_id in (11, 12, 14):
+        ended(callee, call_id)
+    callee.refused(ONE, "16", 0.0)
+    taken(callee, of_session(17), ONE)
+    return callee
+
+
+def test_calls_that_are_all_new_are_accepted_together() -> None:
+    callee = three_ended_one_given_up()
+    requests = [of_session(each) for each in (13, 19, 18)]
+    assert callee.are_new(ONE, requests)
+    calls = [opened_for(callee, each, ONE, 1.0) for each in requests]
+    callee.accept_all(ONE, calls, 1.0)
+    assert [repeated(callee, each) for each in requests] == calls
+    assert len(callee) == 4
+    with pytest.raises(Busy, match="4 calls"):
+        callee.accept_all(ONE, [opened_for(callee, of_session(20), ONE, 1.0)], 1.0)
+    assert len(callee) == 4
+
+
+@pytest.mark.parametrize(
+    "call_ids",
+    [
+        pytest.param(["12", "18"], id="one ended and is remembered"),
+        pytest.param(["11", "18"], id="one is forgotten"),
+        pytest.param(["16", "18"], id="one will never run"),
+        pytest.param(["18", "17"], id="one is open"),
+        pytest.param(["18", "18"], id="twice the same"),
+        pytest.param(["99", "100"], id="of different lengths"),
+        pytest.param(["18", "19", "20", "21"], id="too many"),
+        pytest.param(["18", "-9"], id="a negative number"),
+        pytest.param(["18", "1٣"], id="digits of another script"),
+        pytest.param(["18", "09"], id="a zero in front"),
+        pytest.param(["18", "1²"], id="a digit that is no decimal"),
+        pytest.param(["1" * 20, "2" * 20], id="too long"),
+        pytest.param(["", ""], id="none at all"),
+    ],
+)
+def test_calls_that_need_a_closer_look_are_not_called_new(call_ids: list[str]) -> None:
+    callee = three_ended_one_given_up()
+    requests = [call(each, session="token") for each in call_ids]
+    assert not callee.are_new(ONE, requests)
+    assert not callee.are_new(ONE, requests[::-1])
+
+
+def test_nor_are_those_of_several_sessions_of_none_or_of_one_that_is_not_known() -> None:
+    callee = three_ended_one_given_up()
+    one, another = of_session(18), call("19", session="another")
+    assert not callee.are_new(ONE, [one, another])
+    assert not callee.are_new(ONE, [call("18"), call("19")])
+    assert not callee.are_new(TWO, [of_session(18), of_session(19)])
+
+
 # ── at most once, whatever happens ──────────────────────────────────────────────────────────────
 
 IDS = st.integers(1, 12).map(str)
 OWNERS = st.sampled_from([ONE, TWO])
 STEPS = st.one_of(
     st.tuples(st.just("send"), OWNERS, IDS, st.sampled_from(["run", "refuse", "fill"])),
+    st.tuples(st.just("send together"), OWNERS, IDS, st.lists(IDS, max_size=3)),
     st.tuples(st.just("end"), OWNERS, IDS, st.sampled_from([None, 0, 3, 9])),
     st.tuples(st.just("look up"), OWNERS, IDS, st.floats(0.0, 100.0)),
     st.tuples(st.just("wait"), OWNERS, IDS, st.floats(0.0, 40.0)),
@@ -691,6 +759,19 @@ def test_no_call_of_a_session_is_accepted_twice_or_after_it_was_given_up(
             assert known is not None or key not in accepted, "it was accepted, and so it came"
             if known is None:
                 given_up.add(key)
+        elif step == "send together":
+            requests = [of_session(int(each)) for each in [call_id, *how]]
+            if not callee.are_new(owner, requests):
+                continue
+            keys = [(owner, each.id) for each in requests]
+            assert all(answer_to(callee, each, owner, now) is None for _, each in keys)
+            assert len({*keys}) == len(keys)
+            assert not accepted.intersection(keys)
+            assert not given_up.intersection(keys)
+            calls = [opened_for(callee, each, owner, now) for each in requests]
+            callee.accept_all(owner, calls, now)
+            still_open.update(zip(keys, calls, strict=True))
+            accepted.update(keys)
         elif step == "send":
             answer = answer_to(callee, call_id, owner, now)
             if isinstance(answer, LabmeshError):

@@ -27,6 +27,7 @@ from labmesh.protocol.packs import (
     MAX_PACK,
     MAX_PACK_BYTES,
     PlainCall,
+    all_fit,
     encode_result,
     fits,
     is_pack,
@@ -76,6 +77,18 @@ def test_one_message_alone_stays_as_it_is():
     message = header(Done(id="1"))
     assert pack([message]) is message
     assert not is_pack(message)
+
+
+@given(
+    each=st.lists(st.sampled_from([b"\x80", b"{}", b"\x80" + bytes(MAX_MEMBER_BYTES)]), min_size=1)
+)
+def test_they_all_fit_if_each_of_them_does(each):
+    assert all_fit(each) == all(map(fits, each))
+
+
+def test_a_pack_too_many_do_not_fit():
+    assert all_fit([ONE] * MAX_PACK)
+    assert not all_fit([ONE] * (MAX_PACK + 1))
 
 
 def test_a_message_in_json_does_not_fit():

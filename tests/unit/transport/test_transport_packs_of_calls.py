@@ -9,7 +9,7 @@ from labmesh.errors import Conflict, Forbidden
 from labmesh.protocol.codec import Buffer, Codec
 from labmesh.protocol.messages import Call, Failure, Reply, Request
 from labmesh.protocol.packs import pack, unpack
-from labmesh.transport.answering import Answering, Origin
+from labmesh.transport.answering import Answering, NotTaken, Origin
 
 
 class Gate:
@@ -39,7 +39,7 @@ class Desk(Answering):
             node_id="Inst-0",
             epoch="e1",
             handle=self._alone,
-            handle_call=self._take_call,
+            handle_calls=self._take_them,
             permits=gate,
         )
         self.taken: list[tuple[str, Origin]] = []
@@ -48,12 +48,10 @@ class Desk(Answering):
     def _alone(self, request: Request, _body: memoryview | None, origin: Origin) -> None:
         raise AssertionError("these are calls of a pack")
 
-    def _take_call(self, call: Call, origin: Origin, now: float) -> None:
-        if call.method == "known":
-            raise Conflict("it is known")
-        if call.method == "broken":
-            raise ZeroDivisionError
-        self.taken.append((call.id, origin))
+    def _take_them(self, calls: Sequence[Call], origin: Origin, now: float) -> NotTaken:
+        faults = {"known": Conflict("it is known"), "broken": ZeroDivisionError()}
+        self.taken += [(call.id, origin) for call in calls if call.method not in faults]
+        return [(call, faults[call.method]) for call in calls if call.method in faults]
 
     def _transmit(self, frames: Sequence[Buffer]) -> bool:
         self.sent.append(list(frames))
