@@ -18,7 +18,7 @@ from tests.support.served import eventually
 
 from labmesh.errors import NoAnswer
 from labmesh.protocol.codec import Codec
-from labmesh.protocol.messages import REPLIES, Call, Done, Message, Reply, Request, Result
+from labmesh.protocol.messages import REPLIES, Alive, Call, Done, Message, Reply, Request, Result
 from labmesh.protocol.packs import MAX_PACK, is_pack, pack, unpack
 from labmesh.testing import LocalMesh
 from labmesh.transport.answering import Origin
@@ -290,7 +290,9 @@ async def test_each_call_of_a_pack_has_its_own_fate(alike: bool) -> None:
                     found = peer.recv()
                     for each in unpack(found) if is_pack(found) else [found]:
                         answer: Any = Codec(REPLIES).decode([each]).message
-                        answers[answer.id] = getattr(answer, "name", "returned")
+                        # On a busy machine calls that wait show signs of life.
+                        if not isinstance(answer, Alive):
+                            answers[answer.id] = getattr(answer, "name", "returned")
             return answers
 
         assert await asyncio.to_thread(converse) == {

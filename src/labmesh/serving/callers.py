@@ -1,9 +1,9 @@
-"""Who calls a relay's driver, for those who find it busy."""
+"""Who calls a relay's driver."""
 
 from __future__ import annotations
 
 from labmesh.protocol.leases import Leases
-from labmesh.protocol.messages import Ping
+from labmesh.protocol.messages import Invocation, Ping, SessionRequest
 from labmesh.protocol.open_call import OpenCall, Owner
 from labmesh.transport.answering import Origin
 
@@ -22,6 +22,18 @@ class Callers:
     def __init__(self, leases: Leases) -> None:
         self._leases = leases
         self._names: dict[Owner, str] = {}
+        self._last_owner = ("", "")
+
+    def owner_of(self, request: SessionRequest | Invocation, origin: Origin) -> Owner:
+        """Whose request it is: a session's of a proved user, or a connection's."""
+        session = request.session
+        if not session:
+            return origin.peer
+        # Mostly it is the one that asked last; one and the same key is found the quickest.
+        owner = self._last_owner
+        if owner[1] != session or owner[0] != origin.user:
+            owner = self._last_owner = (origin.user, session)
+        return owner
 
     def greet(self, ping: Ping, origin: Origin) -> None:
         """A client says who it is. Where keys prove a name, that one is in it."""

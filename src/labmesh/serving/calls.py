@@ -41,7 +41,6 @@ from labmesh.protocol.messages import (
     Release,
     Renew,
     Request,
-    SessionRequest,
 )
 from labmesh.protocol.open_call import Ended, OpenCall, Owner, given_of
 from labmesh.serving.asked import job_of_batch, job_of_call
@@ -103,7 +102,6 @@ class CallDesk:
         self._callee = Callee(began_at=time.monotonic())
         self._served: dict[OpenCall, AnyServed] = {}
         self._refusing = False
-        self._last_owner = ("", "")
         self._stuck = StuckWatch(relay_id, self.worker, self.end, news)
         self.leases = LeaseDesk(
             relay_id,
@@ -115,7 +113,8 @@ class CallDesk:
             on_grant=self._watch.wake,
             audit=audit,
         )
-        #: see :meth:`Leases.check_write`: itself, because it is asked twice for each call
+        #: May this client write? In any thread; see :meth:`Leases.check_write`. It is the machine's
+        #: own method, because it is asked twice for each call that writes.
         self.check_write = leases.check_write
 
     def open(self, service: SharedService) -> None:
@@ -185,17 +184,19 @@ class CallDesk:
                 self._batch(request, origin)
                 return None
             case Cancel():
-                return self._cancel(request, self._owner(request, origin))
+                return self._cancel(request, self.callers.owner_of(request, origin))
             case More():
-                job = self._served[self._callee.find(self._owner(request, origin), request.call)]
+                job = self._served[
+                    self._callee.find(self.callers.owner_of(request, origin), request.call)
+                ]
                 if isinstance(job, ServedStream):
                     job.grant(request.credit)
                 return Done(id=request.id)
             case GetCall():
-                owner, now = self._owner(request, origin), time.monotonic()
-                return state_of(self._callee, request, owner, now)
+                owner = self.callers.owner_of(request, origin)
+                return state_of(self._callee, request, owner, time.monotonic())
             case Acquire() | Renew() | Release() | BreakLease():
-                return self.leases.answer(request, self._owner(request, origin), origin)
+                return self.leases.answer(request, self.callers.owner_of(request, origin), origin)
             case _:
                 raise AssertionError(f"{type(request).__name__} is not for a relay")
 
@@ -203,7 +204,7 @@ class CallDesk:
         """Take calls that had arrived together at ``now``; returns those that are refused, or that
         a fault of ours keeps out, with the reason."""
         refused: NotTaken = []
-        owner = self._owner(calls[0], origin)
+        owner = self.callers.owner_of(calls[0], origin)
         # Nearly always they are new, and there is room: that is asked once for all of them.
         room = self.worker.room if self._audit is None else 0
         together = len(calls) <= room and self._callee.are_new(owner, calls)
@@ -224,7 +225,7 @@ class CallDesk:
 
     def take(self, call: Call, origin: Origin, now: float) -> None:
         """Take a call that had arrived at ``now``; what this raises is its answer."""
-        owner = self._owner(call, origin)
+        owner = self.callers.owner_of(call, origin)
         known = self._callee.find_repeated(owner, call, call.method, origin, now)
         if known is not None:
             self._answer_again(known)
@@ -237,7 +238,7 @@ class CallDesk:
             raise
 
     def _batch(self, batch: Batch, origin: Origin) -> None:
-        owner = self._owner(batch, origin)
+        owner = self.callers.owner_of(batch, origin)
         now = time.monotonic()
         known = self._callee.find_repeated(owner, batch, "batch", origin, now)
         if known is not None:
@@ -252,16 +253,6 @@ class CallDesk:
             if batch.session:
                 self._callee.refused(owner, batch.id, now)
             raise
-
-    def _owner(self, request: SessionRequest | Invocation, origin: Origin) -> Owner:
-        session = request.session
-        if not session:
-            return origin.peer
-        # Mostly it is the one that asked last; one and the same key is found the quickest.
-        owner = self._last_owner
-        if owner[1] != session or owner[0] != origin.user:
-            owner = self._last_owner = (origin.user, session)
-        return owner
 
     def _opened(self, call: Call, owner: Owner, origin: Origin, now: float) -> AnyServed:
         """A new call, if nothing is wrong with it; nobody knows it yet."""
