@@ -294,6 +294,32 @@ async def test_a_call_of_another_thread_can_be_cancelled_there() -> None:
     assert len(driver.calls) == 1
 
 
+def test_a_loop_that_goes_on_in_another_thread_is_still_the_home_of_its_client() -> None:
+    """And a loop that runs in the thread in which the client connected is not."""
+    home = asyncio.new_event_loop()
+
+    async def start() -> tuple[LocalMesh, RelayClient]:
+        mesh = await LocalMesh({"Inst-0": PSU()}, banks=0).__aenter__()
+        return mesh, await (await mesh.client()).get_relay_agent("Inst-0")
+
+    async def square(value: int) -> Any:
+        return await relay.call("square", value)
+
+    mesh, relay = home.run_until_complete(start())
+    moved = threading.Thread(target=home.run_forever)
+    moved.start()
+    try:
+        assert asyncio.run(asyncio.wait_for(square(2), LIMIT_S)) == 4
+        assert asyncio.run_coroutine_threadsafe(square(3), home).result(LIMIT_S) == 9
+        assert asyncio.run(asyncio.wait_for(square(4), LIMIT_S)) == 16
+    finally:
+        ended = mesh.__aexit__(None, None, None)
+        asyncio.run_coroutine_threadsafe(ended, home).result(LIMIT_S)
+        home.call_soon_threadsafe(home.stop)
+        moved.join(LIMIT_S)
+        home.close()
+
+
 async def test_callbacks_are_subscribed_on_the_loop_that_connected() -> None:
     async with LocalMesh(banks=0) as mesh:
         client = await mesh.client()

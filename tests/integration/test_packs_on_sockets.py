@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 import zmq
 from tests.support.doubles import Answers, RouterDouble
@@ -307,3 +309,37 @@ async def test_each_call_of_a_pack_has_its_own_fate(alike: bool) -> None:
             "10": "returned",
         }
     assert driver.steps == [1, 9, 10 if alike else [10]]
+
+
+async def test_refused_calls_of_packs_leave_nothing_to_the_collector_of_garbage() -> None:
+    """What keeps an error keeps its traceback, and that keeps frames: a cycle for each pack."""
+    packs = 200
+    codec = Codec(())
+    async with LocalMesh(banks=0) as mesh:
+        relay = await mesh.start_relay("Inst-0", Counting())
+
+        def converse(first: int) -> None:
+            for start in range(first, first + 4 * packs, 4):
+                sent = [
+                    Call(id=str(start + each), method=method, args=[0], session="0123456789abcdef")
+                    for each, method in enumerate(["move", "no_such_method"] * 2)
+                ]
+                peer.send(pack([codec.encode(each)[0] for each in sent]))
+                waited_for = {each.id for each in sent}
+                while waited_for:
+                    assert peer.poll(LIMIT_S * 1000)
+                    found = peer.recv()
+                    for each in unpack(found) if is_pack(found) else [found]:
+                        answer = msgspec.msgpack.decode(each)
+                        if answer["type"] != "alive":
+                            waited_for.remove(answer["id"])
+
+        with raw_socket(zmq.DEALER, endpoint_of(relay.rpc)) as peer:
+            await asyncio.to_thread(converse, 1001)
+            gc.collect()
+            gc.disable()
+            try:
+                await asyncio.to_thread(converse, 5001)
+                assert gc.collect() < packs
+            finally:
+                gc.enable()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from threading import get_ident
 from typing import Any, TypeVar
 
 from labmesh.asking.links import NodeLinks
@@ -57,7 +56,6 @@ class Calls:
         self._links = links
         self._at_home = at_home
         self._loop = asyncio.get_running_loop()
-        self._thread = get_ident()
         #: relay id → its epoch, and the methods that may be called again
         self._idempotent: dict[str, tuple[str, frozenset[str]]] = {}
 
@@ -77,8 +75,7 @@ class Calls:
 
         :param timeout: a deadline, seconds; None: ``limit_s``.
         """
-        # As asyncio.get_running_loop(), which asks the system for the process each time.
-        if get_ident() != self._thread or not self._loop.is_running():
+        if asyncio.get_running_loop() is not self._loop:
             elsewhere = self.call(
                 relay_id,
                 method,

@@ -19,6 +19,8 @@ Owner = Hashable
 Ended = Literal["returned", "raised", "not_run"]
 
 _PLAIN = frozenset({int, float, str, bool, type(None)})
+#: Python has one and the same hash for -1 and -2.
+_MINUS_ONE = "\0minus one"
 
 
 # Thousands of them are remembered. None is part of a cycle, so Python need not look for any: where
@@ -79,4 +81,6 @@ def given_of(request: Invocation) -> int:
     for each in values:
         if each != each:
             return 0
+    if -1 in values:
+        values = [_MINUS_ONE if each == -1 else each for each in values]
     return hash((len(args), *values, *kwargs, request.access)) or 1

@@ -226,10 +226,10 @@ class PastCalls:
             opened = ended.popleft()
             call_id, reply = opened.id, opened.reply
             ids.append(call_id)
-            session.last_at = opened.ended_at
             del calls[call_id]
             if reply is not None:
                 freed += len(reply[0]) if len(reply) == 1 else sum(map(len, reply))
+        session.last_at = max(session.last_at, opened.ended_at)
         self._count -= count
         session.size -= freed
         self._size -= freed

@@ -242,6 +242,8 @@ class Answering:
             refused += self._handle_calls(admitted, origin, now)
         for call, reason in refused:
             self._not_taken(call, origin, reason)
+            # They hold the frame in which it is kept.
+            reason.__traceback__ = reason.__context__ = reason.__cause__ = None
 
     def _send_collected(self) -> None:
         headers, self._collected = self._collected, []

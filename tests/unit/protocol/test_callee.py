@@ -297,6 +297,11 @@ ARRAY = memoryview(b"an array")
         ({"kwargs": {"value": 1.5}}, {"kwargs": {"limit": 1.5}}, True),
         ({"args": [1.5]}, {"args": [1.5], "access": "set"}, True),
         ({"args": [1.5]}, {"args": [[1.5]]}, True),
+        ({"args": ["x", 1, "k"]}, {"args": ["x"], "kwargs": {"k": 1}}, True),
+        # Python has one and the same hash for these.
+        ({"args": [-1]}, {"args": [-2]}, True),
+        ({"args": [-1.0]}, {"args": [-2.0]}, True),
+        ({"kwargs": {"value": -1}}, {"kwargs": {"value": -2}}, True),
         # What is not compared: what is not equal to itself, and what is long.
         ({"args": [math.nan]}, {"args": [math.nan]}, False),
         ({"args": [[1.5]]}, {"args": [[2.5]]}, False),
