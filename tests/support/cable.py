@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 from typing import Self
 
+from tests.support.flows import Flows
+
 __all__ = ["Cable"]
 
 _PIECE = 64 * 1024
 
 
-class Cable:
+class Cable(Flows):
     """Listens on loopback, and passes on what it gets to ``port`` and back; a context manager.
 
     What is held is delivered later, in order: that is what a network does which stands still, or a
@@ -19,8 +21,8 @@ class Cable:
     """
 
     def __init__(self, port: int) -> None:
+        super().__init__()
         self._target = port
-        self._flows = {"up": asyncio.Event(), "down": asyncio.Event()}
         self._pumps: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._down = False
@@ -31,7 +33,6 @@ class Cable:
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._join, "127.0.0.1", 0)
         self.endpoint = f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        self.release()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -39,16 +40,6 @@ class Cable:
         self.cut()
         await asyncio.gather(*self._pumps, return_exceptions=True)
         await self._server.wait_closed()
-
-    def hold(self, *directions: str) -> None:
-        """Pass nothing on, in ``up`` (to the server), ``down``, or both directions."""
-        for each in directions or self._flows:
-            self._flows[each].clear()
-
-    def release(self) -> None:
-        """Pass on what was held, and what comes."""
-        for each in self._flows.values():
-            each.set()
 
     def cut(self) -> None:
         """End all connections; new ones can be made."""
@@ -80,7 +71,7 @@ class Cable:
     ) -> None:
         try:
             while piece := await source.read(_PIECE):
-                await self._flows[direction].wait()
+                await self.may_pass(direction)
                 sink.write(piece)
                 await sink.drain()
                 self.passed[direction] += len(piece)

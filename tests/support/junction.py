@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Self
 
+from tests.support.flows import Flows, until_one_ends
+
 from labmesh.protocol.addresses import parse_connect
 
 __all__ = ["Junction", "Way"]
@@ -16,25 +18,14 @@ _PIECE = 64 * 1024
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Way:
+class Way(Flows):
     """One connection through a junction; ``up`` is to the server."""
 
     def __init__(self) -> None:
-        self._flows = {"up": asyncio.Event(), "down": asyncio.Event()}
+        super().__init__()
         self.writers: list[asyncio.StreamWriter] = []
         #: bytes that came in, by direction
         self.came = {"up": 0, "down": 0}
-        self.release()
-
-    def hold(self, *directions: str) -> None:
-        """Pass nothing on, and soon take nothing more."""
-        for each in directions or self._flows:
-            self._flows[each].clear()
-
-    def release(self) -> None:
-        """Pass on what was held, and what comes."""
-        for each in self._flows.values():
-            each.set()
 
     def cut(self) -> None:
         """Reset both ends; what was held is lost."""
@@ -55,7 +46,7 @@ class Way:
         with contextlib.suppress(OSError):
             while piece := await source.read(_PIECE):
                 self.came[direction] += len(piece)
-                await self._flows[direction].wait()
+                await self.may_pass(direction)
                 sink.write(piece)
                 await sink.drain()
 
@@ -117,15 +108,8 @@ class Junction:
                 self._target.host, self._target.port
             )
             way.writers.append(far_writer)
-            pumps = {
-                asyncio.ensure_future(way.pump(reader, far_writer, "up")),
-                asyncio.ensure_future(way.pump(far_reader, writer, "down")),
-            }
-            try:
-                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for each in pumps:
-                    each.cancel()
-                await asyncio.gather(*pumps, return_exceptions=True)
+            await until_one_ends(
+                way.pump(reader, far_writer, "up"), way.pump(far_reader, writer, "down")
+            )
         finally:
             await way.end()

@@ -6,6 +6,8 @@ import asyncio
 import socket
 from typing import Self
 
+from tests.support.flows import until_one_ends
+
 from labmesh.protocol.addresses import parse_connect
 
 _READ_BYTES = 2**16
@@ -71,15 +73,7 @@ class Wire:
                 await loop.sock_connect(far, ("127.0.0.1", port))
             except ConnectionRefusedError:
                 return
-            directions = [
-                loop.create_task(self._pump(*each)) for each in ((near, far), (far, near))
-            ]
-            try:
-                await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for each in directions:
-                    each.cancel()
-                await asyncio.gather(*directions, return_exceptions=True)
+            await until_one_ends(self._pump(near, far), self._pump(far, near))
 
     async def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         loop = asyncio.get_running_loop()

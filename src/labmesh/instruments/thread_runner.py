@@ -16,7 +16,7 @@ from labmesh.instruments.cooperation import of_this_thread
 from labmesh.instruments.failures import driver_failure, unsendable_result
 from labmesh.instruments.jobs import Job, Outcome
 
-__all__ = ["QUICK_S", "RunningCall", "ThreadRunner", "name_the_stuck", "note"]
+__all__ = ["QUICK_S", "RunningCall", "ThreadRunner", "name_the_stuck", "note_speed"]
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ async def _settled(awaitable: Awaitable[Any], job: Job) -> tuple[Any, BaseExcept
         job.in_coroutine(asyncio.get_running_loop(), None)
 
 
-def note(quick: set[str], method: str, is_quick: bool) -> None:
+def note_speed(quick: set[str], method: str, is_quick: bool) -> None:
     """How the last call of a method was. There is a limit to how many are known."""
     if not is_quick:
         quick.discard(method)

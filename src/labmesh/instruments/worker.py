@@ -24,7 +24,7 @@ from labmesh.instruments.thread_runner import (
     RunningCall,
     ThreadRunner,
     name_the_stuck,
-    note,
+    note_speed,
 )
 from labmesh.instruments.work_intake import WorkIntake
 
@@ -187,7 +187,7 @@ class DriverWorker(WorkIntake):
             job.done(outcome)
             now = clock()
             if is_quick is not (running.method in self._quick):
-                note(self._quick, running.method, is_quick)
+                note_speed(self._quick, running.method, is_quick)
             if long is None and self._queue.calls:
                 if now - self._emptied_at <= READ_S and not self._sleepers:
                     # As in _next, which would have to ask for the lock again.
